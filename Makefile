@@ -1,0 +1,53 @@
+# make demo   set up .venv, train a VAE on embedded digits, draw, export a SavedModel
+# make test   set up .venv, run the tests on TensorFlow, JAX and PyTorch
+# make lint   ruff
+# make bench  side-by-side timings (tests/benchmarks)
+# make clean  remove what the above made
+
+PYTHON   ?= python3
+VENV     ?= .venv
+BACKENDS ?= tensorflow jax torch
+BIN      := $(VENV)/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+# Prepared TensorFlow Datasets beside the checkout are used where there are any.
+PREPARED := $(wildcard ../shared/tfds)
+ifneq ($(PREPARED),)
+export TFDS_DATA_DIR ?= $(abspath $(PREPARED))
+endif
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.base
+	$(BIN)/python recipes/vae_digits.py
+
+test: $(VENV)/.dev
+	@for backend in $(BACKENDS); do \
+	  echo "== tests on $$backend"; \
+	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(TESTS) || exit 1; \
+	done
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.dev
+	$(BIN)/python tests/benchmarks/bench_train_step.py
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find saved_models -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "kgen needs Python 3.11 or newer; set PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@ $(VENV)/.base

@@ -1,0 +1,39 @@
+"""The seam between kgen and the frameworks: one file per backend, same names, same order.
+
+`step(fn)`                     turns a stateful `train_step`/`test_step` body into what
+                               the backend's `fit` calls
+`minimize(model, fn, variables)`   one optimizer update of those variables only
+`input_gradient(model, fn, x)`     d sum(fn(x)) / dx, itself differentiable (penalties)
+`compiled(model, fn)`          fn as one compiled inference function of its arguments
+`replica_loss(loss)`, `replica_gradients(gradients)`   data-parallel averaging
+`concrete(x)`                  a tensor's values as NumPy, None while tracing
+`device()`                     what the work runs on, in words
+
+Nothing else in kgen imports TensorFlow, JAX or PyTorch, but for the TensorFlow that
+data.py (tf.data) and export.py (SavedModel) import on use.
+"""
+
+import keras
+
+name = keras.backend.backend()
+
+if name == "tensorflow":
+    from kgen.backend import tensorflow as _implementation
+elif name == "jax":
+    from kgen.backend import jax as _implementation
+elif name == "torch":
+    from kgen.backend import torch as _implementation
+else:
+    raise ImportError(
+        f"kgen runs on the Keras backends tensorflow, jax and torch; this process has "
+        f"'{name}'. Set the environment variable KERAS_BACKEND before importing keras."
+    )
+
+step = _implementation.step
+minimize = _implementation.minimize
+input_gradient = _implementation.input_gradient
+compiled = _implementation.compiled
+replica_loss = _implementation.replica_loss
+replica_gradients = _implementation.replica_gradients
+concrete = _implementation.concrete
+device = _implementation.device

@@ -1,0 +1,153 @@
+"""The seam on JAX: the stateful body runs in a `keras.StatelessScope`.
+
+Scopes do not inherit from one another, and while `fit` runs, the variables' own values
+are purged. So every nested scope is opened over all of the model's state, read through
+`v.value` (which the surrounding scope answers), and what it changed is assigned back.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import keras
+
+
+def _state(model, lists=4):
+    """The lists that Keras passes: train steps get four, test steps no optimizer's."""
+    optimizer = [model.optimizer.variables] if lists == 4 else []
+    return [
+        model.trainable_variables,
+        model.non_trainable_variables,
+        *optimizer,
+        model.metrics_variables,
+    ]
+
+
+def step(fn):
+    """Turns `step(self, data) -> logs` into `step(self, state, data) -> logs, state`."""
+
+    @functools.wraps(fn)
+    def stateless(self, state, data):
+        lists = _state(self, len(state))
+        mapping = [
+            pair
+            for variables, values in zip(lists, state, strict=True)
+            for pair in zip(variables, values, strict=True)
+        ]
+        with keras.StatelessScope(mapping) as scope:
+            logs = fn(self, data)
+        state = tuple([scope.get_current_value(v) for v in vs] for vs in lists)
+        return logs, state
+
+    return stateless
+
+
+def _nested(model, fn, variables=()):
+    """`fn` as a pure function of (its arguments, values of `variables`): returns what it
+    returns and the new values of the rest of the state."""
+    mine = {id(v) for v in variables}
+    optimizer = model.optimizer.variables if model.compiled else []
+    state = sum(_state(model, 3), []) + optimizer
+    rest = [v for v in state if id(v) not in mine]
+    before = [v.value for v in rest]
+
+    def pure(values, *args):
+        mapping = [*zip(variables, values, strict=True), *zip(rest, before, strict=True)]
+        with keras.StatelessScope(mapping) as scope:
+            result = fn(*args)
+        return result, [scope.get_current_value(v) for v in rest]
+
+    def write_back(after):
+        for v, value in zip(rest, after, strict=True):
+            v.assign(value)
+
+    return pure, write_back
+
+
+def minimize(model, fn, variables):
+    """Differentiates `fn() -> (scalar loss, aux)` and updates `variables` alone.
+
+    Returns `(loss, aux)`, unscaled. Variables that the loss does not reach get zeros.
+    """
+
+    def scaled():
+        loss, aux = fn()
+        return model.optimizer.scale_loss(replica_loss(loss)), (loss, aux)
+
+    pure, write_back = _nested(model, scaled, variables)
+
+    def objective(values):
+        (loss, unscaled), after = pure(values)
+        return loss, (unscaled, after)
+
+    values = [v.value for v in variables]
+    gradients, (unscaled, after) = jax.grad(objective, has_aux=True)(values)
+    write_back(after)
+    _apply(model, replica_gradients(gradients), variables)
+    return unscaled
+
+
+def _apply(model, gradients, variables):
+    """Through `stateless_apply`, for only there loss scaling works on JAX. It wants a
+    gradient for each trainable variable: None for those of the other network."""
+    known = {id(v): g for v, g in zip(variables, gradients, strict=True)}
+    every, optimizer = model.trainable_variables, model.optimizer
+    new_values, new_state = optimizer.stateless_apply(
+        [v.value for v in optimizer.variables],
+        [known.get(id(v)) for v in every],
+        [v.value for v in every],
+    )
+    for v, value in zip(every, new_values, strict=True):
+        v.assign(value)
+    for v, value in zip(optimizer.variables, new_state, strict=True):
+        v.assign(value)
+
+
+def input_gradient(model, fn, x):
+    """d sum(fn(x)) / dx, with the shape of `x`; an outer gradient goes through it."""
+    pure, write_back = _nested(model, fn)
+
+    def total(x):
+        y, after = pure((), x)
+        return jnp.sum(y), after
+
+    gradient, after = jax.grad(total, has_aux=True)(x)
+    write_back(after)
+    return gradient
+
+
+def compiled(model, fn):
+    """`fn(*tensors)` as one XLA program; it reads the model's variables, and changes
+    none. They are arguments of the program: closed over, they would be constants."""
+
+    @jax.jit
+    def program(values, *args):
+        with keras.StatelessScope(zip(model.variables, values, strict=True)):
+            return fn(*args)
+
+    return lambda *args: program([v.value for v in model.variables], *args)
+
+
+def replica_loss(loss):
+    """One program over the global batch: a mean is the global mean already."""
+    return loss
+
+
+def replica_gradients(gradients):
+    """Reduced by the partitioned program itself."""
+    return gradients
+
+
+def concrete(x):
+    """The values of `x` as NumPy, or None where they are not known yet."""
+    if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
+        return jax.device_get(x)
+    return None
+
+
+def device():
+    """For example '1 x GPU (NVIDIA H200)' or 'CPU'."""
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        return "CPU" if len(devices) == 1 else f"{len(devices)} x CPU"
+    return f"{len(devices)} x {devices[0].platform.upper()} ({devices[0].device_kind})"

@@ -1,0 +1,78 @@
+"""The seam on PyTorch: state lives in the variables, gradients from torch.autograd."""
+
+import keras
+import torch
+
+
+def step(fn):
+    """Keras calls a PyTorch step as it is written: stateful, `step(self, data)`."""
+    return fn
+
+
+def minimize(model, fn, variables):
+    """Differentiates `fn() -> (scalar loss, aux)` and updates `variables` alone.
+
+    Returns `(loss, aux)`, unscaled. Variables that the loss does not reach get zeros.
+    `autograd.grad`, for `backward` would fill the other network's `.grad` as well.
+    """
+    loss, aux = fn()
+    gradients = torch.autograd.grad(
+        model.optimizer.scale_loss(replica_loss(loss)),
+        [v.value for v in variables],
+        materialize_grads=True,
+    )
+    with torch.no_grad():
+        model.optimizer.apply(replica_gradients(list(gradients)), variables)
+    return keras.tree.map_structure(lambda t: t.detach(), (loss, aux))
+
+
+def input_gradient(model, fn, x):
+    """d sum(fn(x)) / dx, with the shape of `x`; an outer gradient goes through it."""
+    del model
+    with torch.enable_grad():
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        total = fn(x).sum()
+        return torch.autograd.grad(
+            total, x, create_graph=True, materialize_grads=True
+        )[0]
+
+
+def compiled(model, fn):
+    """`fn(*tensors)` without recording gradients; eager, as Keras is on PyTorch."""
+    del model
+    convert = keras.ops.convert_to_tensor
+
+    def call(*args):
+        with torch.no_grad():
+            return fn(*[convert(a) for a in args])
+
+    return call
+
+
+def replica_loss(loss):
+    """Each process differentiates the mean over its own batch."""
+    return loss
+
+
+def replica_gradients(gradients):
+    """Averaged over the processes of torch.distributed, where it was initialised."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return gradients
+    for gradient in gradients:
+        distributed.all_reduce(gradient)
+    return [gradient / distributed.get_world_size() for gradient in gradients]
+
+
+def concrete(x):
+    """The values of `x` as NumPy, or None where they are not known yet."""
+    if not isinstance(x, torch.Tensor) or x.device.type == "meta":
+        return None
+    return x.detach().cpu().numpy()
+
+
+def device():
+    """For example '1 x GPU (NVIDIA H200)' or 'CPU'."""
+    if not torch.cuda.is_available():
+        return "CPU"
+    return f"{torch.cuda.device_count()} x GPU ({torch.cuda.get_device_name(0)})"

@@ -1,0 +1,129 @@
+"""Model -> SavedModel with its signatures, as a stock TensorFlow Serving takes it.
+
+The graph is always made of TensorFlow's own ops: on JAX and PyTorch the model is saved,
+and rebuilt in a child process with KERAS_BACKEND=tensorflow (`python -m kgen.export`).
+A SavedModel written by JAX itself loads in a stock server and then fails each request,
+for it holds XLA programs.
+
+Signatures (B = batch, first on every input and output):
+
+    sample = serving_default   seed int64 (B,) -> images uint8 (B, H, W, C)
+    elbo, encode, reconstruct  images uint8 (B, H, W, C) -> float32
+    decode                     z float32 (B, L) -> images float32 (B, H, W, C)
+
+and `label` int64 (B,) on each where the model is conditional. Inputs are checked in the
+graph: a client gets InvalidArgument with the reason. Image b is a function of seed b.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import keras
+
+from kgen import files
+
+
+def export(model, path):
+    """Writes `model` as a SavedModel to the folder `path`, whole or not at all.
+
+    TensorFlow Serving wants `<model name>/<version number>`; see `next_version`.
+
+    Returns: `path`, as pathlib.Path.
+
+    Raises:
+        FileExistsError: there is something at `path` already.
+        PermissionError: `path` cannot be written.
+        RuntimeError: the child process failed; with its last words.
+    """
+    path = Path(path)
+    with files.atomic(path, replace=False) as unfinished:
+        if keras.backend.backend() == "tensorflow":
+            _write(model, unfinished)
+        else:
+            _write_in_child(model, unfinished)
+    return path
+
+
+def next_version(folder):
+    """The path of the next free version in a served model's folder: `folder/1`, ..."""
+    folder = Path(folder)
+    taken = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+    return folder / str(max(taken, default=0) + 1)
+
+
+def _write(model, path):
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    for name, (fn, inputs) in model.endpoints().items():
+        signature = [_spec(model, i) for i in inputs]
+        archive.add_endpoint(name, _served(model, fn, inputs), signature)
+    archive.write_out(str(path), verbose=False)
+
+
+def _spec(model, name):
+    import tensorflow as tf
+
+    shape, dtype = {
+        "seed": ((), tf.int64),
+        "label": ((), tf.int64),
+        "images": (model.image_shape, tf.uint8),
+        "z": ((getattr(model, "latent_dim", None),), tf.float32),
+    }[name]
+    return tf.TensorSpec((None, *shape), dtype, name=name)
+
+
+def _served(model, fn, inputs):
+    """`fn` behind the checks, with served seeds split into pairs of 32-bit words."""
+    import tensorflow as tf
+
+    def check(name, value, bound):
+        message = f"{name} must be in 0..{bound - 1}"
+        value = tf.cast(value, tf.int64)
+        tf.debugging.assert_non_negative(value, message)
+        tf.debugging.assert_less(value, tf.constant(bound, tf.int64), message)
+
+    def endpoint(*values):
+        named = dict(zip(inputs, values, strict=True))
+        if "images" in named:
+            check("images", named["images"], model.levels)
+        if "label" in named:
+            check("label", named["label"], model.num_classes)
+        if "seed" in named:
+            low_high = tf.bitcast(named["seed"], tf.int32)  # (B, 2), little end first
+            named["seed"] = tf.reverse(low_high, [1])
+        return fn(**named)
+
+    return endpoint
+
+
+def _write_in_child(model, path):
+    with tempfile.TemporaryDirectory() as folder:
+        saved = os.path.join(folder, "model.keras")
+        model.save(saved)
+        # No GPU: the parent may hold all of its memory. Its sys.path, for the modules
+        # that custom encoders and decoders are defined in.
+        environment = os.environ | {
+            "KERAS_BACKEND": "tensorflow",
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
+        }
+        child = subprocess.run(
+            [sys.executable, "-m", "kgen.export", saved, str(path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    if child.returncode:
+        raise RuntimeError(
+            "Export failed in the TensorFlow process that writes the SavedModel "
+            f"(pip install tensorflow, if it is missing there):\n{child.stderr[-2000:]}"
+        )
+
+
+if __name__ == "__main__":
+    import kgen  # noqa: F401  registers the models
+
+    _write(keras.models.load_model(sys.argv[1], compile=False), sys.argv[2])

@@ -1,0 +1,340 @@
+"""GenerativeModel: what all families share.
+
+Images are integers in 0..levels-1, (B, H, W, C), channels last. Metrics carry their
+unit; per-image values are summed over the event, averaged over the images.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from kgen import backend, export, files, presets, random
+from kgen.optimizers import Alternating
+
+_MAX_DRAW = 256  # images drawn at once
+
+
+class GenerativeModel(keras.Model):
+    """A model of images that `fit` trains with its own step, and that draws images.
+
+    Families define `train_step` and `test_step` (under `backend.step`), `call`,
+    `draw(seeds, labels)` and, for the exported model, `endpoints()`.
+
+    Args:
+        image_shape: (H, W, C).
+        levels: number of integer values a pixel can take, 2 to 256.
+        num_classes: None, or K for a model of images given labels 0..K-1.
+        **kwargs: `name`, `dtype`, `trainable` of `keras.Model`.
+    """
+
+    def __init__(self, image_shape, levels=2, num_classes=None, **kwargs):
+        super().__init__(**kwargs)
+        self.image_shape = tuple(int(s) for s in image_shape)
+        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+            raise ValueError(
+                f"image_shape must be (height, width, channels); got {image_shape}."
+            )
+        if not 2 <= levels <= 256:
+            raise ValueError(f"levels must be in 2..256 (8 bit); got {levels}.")
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes must be None or positive; got {num_classes}.")
+        self.levels = int(levels)
+        self.num_classes = num_classes
+        self.num_dims = int(np.prod(self.image_shape))
+        self.seed_generator = keras.random.SeedGenerator()
+        self._draw = backend.compiled(self, self.draw)
+
+    def get_config(self):
+        return super().get_config() | {
+            "name": self.name,
+            "image_shape": self.image_shape,
+            "levels": self.levels,
+            "num_classes": self.num_classes,
+        }
+
+    # Data
+
+    def scale(self, x):
+        """Integers 0..levels-1 to floats 0..1 of the model's compute dtype."""
+        return ops.cast(x, self.compute_dtype) / (self.levels - 1)
+
+    def one_hot(self, labels):
+        """Labels (B,) -> (B, K)."""
+        return ops.one_hot(ops.cast(labels, "int32"), self.num_classes)
+
+    def checked(self, x, labels=None):
+        """Images and labels as tensors; a ValueError says what is wrong with them."""
+        check_images(x, self.image_shape, self.levels)
+        self._check_labels(labels)
+        labels = None if labels is None else ops.convert_to_tensor(labels, "int32")
+        return ops.convert_to_tensor(x), self._own(labels)
+
+    def _own(self, labels):
+        """The labels where the model is conditional; other models have no use for
+        them, whatever the data set carries."""
+        return None if self.num_classes is None else labels
+
+    def _check_labels(self, labels):
+        if self.num_classes is None:
+            return
+        if labels is None:
+            raise ValueError(
+                f"This model is conditional (num_classes={self.num_classes}): pass "
+                "labels with the images, as `fit(x, labels)` or in the data set as "
+                "(images, labels)."
+            )
+        check_labels(labels, self.num_classes)
+
+    def unpack(self, data):
+        """A batch that `fit` passes on -> images, labels or None, weights or None."""
+        x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        check_images(x, self.image_shape, self.levels, values=False)
+        if self.num_classes is not None and labels is None:
+            self._check_labels(None)
+        return x, self._own(labels), sample_weight
+
+    # Training
+
+    def compile(self, optimizer="rmsprop", loss=None, metrics=None, **kwargs):
+        """As `keras.Model.compile`; the loss and the metrics are the model's own."""
+        if loss is not None or metrics or kwargs.get("weighted_metrics"):
+            raise ValueError(
+                f"{type(self).__name__} brings its own loss and metrics: compile it "
+                "with an optimizer only."
+            )
+        optimizer = keras.optimizers.get(optimizer)
+        if isinstance(optimizer, Alternating):
+            optimizer.hand_out(self)
+        self._given_jit_compile = kwargs.get("jit_compile", "auto")
+        super().compile(optimizer=optimizer, **kwargs)
+
+    def get_compile_config(self):
+        # Keras stores what "auto" became here; another backend would be forced to it.
+        config = super().get_compile_config()
+        return config and config | {"jit_compile": self._given_jit_compile}
+
+    def compile_from_config(self, config):
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def minimize(self, fn, network=None):
+        """One optimizer step on `fn() -> (scalar loss, aux)`; returns the same, unscaled.
+
+        `network`, an attribute such as "generator", limits it to that network's
+        variables and to its member of an `Alternating` optimizer.
+        """
+        of = self if network is None else getattr(self, network)
+        return backend.minimize(self, fn, of.trainable_variables)
+
+    def input_gradient(self, fn, x):
+        """d sum(fn(x)) / dx, which a penalty may differentiate again."""
+        return backend.input_gradient(self, fn, x)
+
+    def objective(self, per_image, sample_weight=None):
+        """What a step descends: the mean over the batch of per-image losses (B,), as
+        Keras weighs them, and the penalties of the user's own layers."""
+        if sample_weight is not None:
+            per_image = per_image * ops.cast(sample_weight, per_image.dtype)
+        return ops.mean(per_image) + sum(self.losses)
+
+    def tracked(self, values, sample_weight=None):
+        """Updates each metric from its per-image values (B,), and returns the logs.
+
+        Exactly `get_metrics_result()`: with other keys, Keras would report the last
+        batch only. Means over images, so that uneven batches average exactly.
+        """
+        for metric in self.metrics:
+            metric.update_state(values[metric.name], sample_weight)
+        return self.get_metrics_result()
+
+    def fit(self, x=None, y=None, *args, validation_data=None, callbacks=None, **kwargs):
+        """As `keras.Model.fit`, with images checked where their values can be seen."""
+        self._check_data(x, y)
+        if validation_data is not None:
+            parts = keras.utils.unpack_x_y_sample_weight(validation_data)
+            self._check_data(*parts[:2], what="validation_data")
+        if hasattr(x, "set_epoch") and not isinstance(
+            callbacks, keras.callbacks.CallbackList
+        ):
+            callbacks = [*_as_list(callbacks), _SetEpoch(x)]
+        return super().fit(
+            x, y, *args, validation_data=validation_data, callbacks=callbacks, **kwargs
+        )
+
+    def evaluate(self, x=None, y=None, *args, return_dict=True, **kwargs):
+        """As `keras.Model.evaluate`; returns {metric: value} unless asked not to."""
+        self._check_data(x, y)
+        return super().evaluate(x, y, *args, return_dict=return_dict, **kwargs)
+
+    def _check_data(self, x, y, what="x"):
+        if isinstance(x, (np.ndarray, list)) or backend.concrete(x) is not None:
+            check_images(x, self.image_shape, self.levels, what)
+            self._check_labels(y)
+
+    # Drawing
+
+    def draw(self, seeds, labels=None):
+        """Images from seeds, int32 (B, 2) [and labels (B,)], and from nothing else:
+        (B, H, W, C) integers. In plain ops, for it is compiled and exported."""
+        raise NotImplementedError
+
+    def sample(self, n, seed=None, labels=None, verbose="auto"):
+        """Draws `n` images.
+
+        Args:
+            n: how many; long work is split, with a progress bar.
+            seed: int in 0..2**31-1 for a repeatable draw, the same on every backend and
+                in the exported model (image i has the served seed `seed * 2**32 + i`);
+                None continues the model's own seed generator.
+            labels: (n,) integers or one for all, for conditional models; by default
+                the classes in turn.
+            verbose: 0 for no progress bar.
+
+        Returns: uint8 NumPy (n, H, W, C), values 0..levels-1.
+        """
+        return self._in_batches(self._draw, n, seed, labels, verbose).astype("uint8")
+
+    def _in_batches(self, fn, n, seed, labels, verbose="auto"):
+        """fn(seeds, labels) for images 0..n-1; few batch sizes, for each compiles."""
+        if seed is None:
+            words = ops.convert_to_numpy(self.seed_generator.next()).astype("int64")
+            seed = int(np.random.SeedSequence(abs(words)).generate_state(1)[0] >> 1)
+        arguments = [random.image_seeds(seed, n)]
+        if self.num_classes is not None:
+            labels = np.arange(n) % self.num_classes if labels is None else labels
+            labels = np.broadcast_to(np.asarray(labels), (n,))
+            check_labels(labels, self.num_classes)
+            arguments.append(labels.astype("int32"))
+        bar = None
+        if verbose and n > 4 * _MAX_DRAW:
+            bar = keras.utils.Progbar(n, unit_name="image")
+        out = []
+        for start in range(0, n, _MAX_DRAW):
+            part = [a[start : start + _MAX_DRAW] for a in arguments]
+            size = len(part[0])
+            padding = min(_MAX_DRAW, 1 << (size - 1).bit_length()) - size
+            part = [np.concatenate([a, np.repeat(a[:1], padding, 0)]) for a in part]
+            out.append(ops.convert_to_numpy(fn(*part))[:size])
+            if bar:
+                bar.add(size)
+        return np.concatenate(out) if out else np.zeros((0, *self.image_shape))
+
+    # Keeping
+
+    def endpoints(self):
+        """{signature: (function, names of its inputs)}, all in plain ops; see export."""
+        inputs = ("seed",) if self.num_classes is None else ("seed", "label")
+        return {"sample": (lambda **kw: {"images": self._serve_draw(**kw)}, inputs)}
+
+    def _serve_draw(self, seed, label=None):
+        return ops.cast(self.draw(*([seed] if label is None else [seed, label])), "uint8")
+
+    def export(self, path, **kwargs):
+        """Writes a SavedModel for TensorFlow Serving to `path`; see `kgen.export`."""
+        return export.export(self, path, **kwargs)
+
+    def save(self, filepath, overwrite=True, **kwargs):
+        """As `keras.Model.save`; the file appears whole or not at all."""
+        with files.atomic(filepath, replace=overwrite) as path:
+            super().save(path, **kwargs)
+
+    def save_weights(self, filepath, overwrite=True, **kwargs):
+        """As `keras.Model.save_weights`; the file appears whole or not at all."""
+        with files.atomic(filepath, replace=overwrite) as path:
+            super().save_weights(path, **kwargs)
+
+    def save_to_preset(self, folder):
+        """Writes `config.json`, `metadata.json` and `model.weights.h5` to `folder`."""
+        presets.save(self, folder)
+
+    @classmethod
+    def from_preset(cls, folder, load_weights=True):
+        """The model that `save_to_preset` wrote; any family from GenerativeModel."""
+        return presets.load(cls, folder, load_weights)
+
+    # Keras leaves the state of seed generators out of weight files: a resumed run
+    # would repeat its first noise. The root model keeps all of them, in its own group.
+
+    def _seed_states(self):
+        weights = {id(v) for v in self.weights}
+        return [v for v in self.variables if id(v) not in weights]
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        for i, state in enumerate(self._seed_states()):
+            store[f"seed_{i}"] = ops.convert_to_numpy(state)
+
+    def load_own_variables(self, store):
+        super().load_own_variables(
+            {k: store[k] for k in store.keys() if not k.startswith("seed_")}
+        )
+        for i, state in enumerate(self._seed_states()):
+            if f"seed_{i}" in store.keys():
+                state.assign(store[f"seed_{i}"])
+
+
+class _SetEpoch(keras.callbacks.Callback):
+    """Tells data which epoch it is, so that a resumed run sees what it would have."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.data.set_epoch(epoch)
+
+
+def _as_list(callbacks):
+    if callbacks is None:
+        return []
+    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
+
+
+def check_images(x, image_shape, levels, what="x", values=True):
+    """Raises a ValueError unless x is (B, *image_shape) integers in 0..levels-1.
+
+    With `values=False`, or while tracing, only shape and dtype are looked at.
+    """
+    expected = (
+        f"expected integer images (batch, {', '.join(map(str, image_shape))}) with "
+        f"values 0..{levels - 1}"
+    )
+    seen = np.asarray(x) if isinstance(x, (np.ndarray, list, tuple)) else None
+    if seen is None and values:
+        seen = backend.concrete(x)
+    look = x if seen is None else seen
+    if not hasattr(look, "dtype") or not hasattr(look, "shape"):
+        raise ValueError(f"{what}: {expected}; got {type(x).__name__}.")
+    if tuple(look.shape[1:]) != tuple(image_shape) or len(look.shape) != 4:
+        raise ValueError(f"{what}: {expected}; got shape {tuple(look.shape)}.")
+    dtype = keras.backend.standardize_dtype(look.dtype)
+    if not (dtype.startswith(("int", "uint")) or dtype == "bool"):
+        nans = seen is not None and bool(np.isnan(seen).any())
+        raise ValueError(
+            f"{what}: {expected}; got {dtype}{' with NaN' if nans else ''}. Pass the "
+            "integers themselves: kgen scales inside. `kgen.data.quantize` maps 8-bit "
+            "images to fewer levels."
+        )
+    if seen is None or not values:
+        return
+    if seen.size == 0:
+        raise ValueError(f"{what}: {expected}; got no images at all.")
+    low, high = int(seen.min()), int(seen.max())
+    if low < 0 or high > levels - 1:
+        raise ValueError(
+            f"{what}: {expected}; got values {low}..{high}. Build the model with "
+            f"levels={high + 1} or more, or map the images with `kgen.data.quantize`."
+        )
+
+
+def check_labels(labels, num_classes):
+    """Raises a ValueError unless labels are integers (B,) in 0..num_classes-1."""
+    seen = backend.concrete(labels)
+    seen = np.asarray(labels) if isinstance(labels, (np.ndarray, list)) else seen
+    expected = f"expected integer labels (batch,) in 0..{num_classes - 1}"
+    if seen is None:
+        return
+    if seen.ndim != 1 or not np.issubdtype(seen.dtype, np.integer):
+        raise ValueError(f"labels: {expected}; got {seen.dtype} {seen.shape}.")
+    if seen.size and (seen.min() < 0 or seen.max() >= num_classes):
+        raise ValueError(f"labels: {expected}; got {seen.min()}..{seen.max()}.")

@@ -1,0 +1,366 @@
+"""Variational autoencoder.
+
+    D. P. Kingma, M. Welling. Auto-Encoding Variational Bayes. ICLR 2014, arXiv:1312.6114
+    D. J. Rezende, S. Mohamed, D. Wierstra. Stochastic Backpropagation and Approximate
+        Inference in Deep Generative Models. ICML 2014, arXiv:1401.4082
+    Y. Burda, R. Grosse, R. Salakhutdinov. Importance Weighted Autoencoders. ICLR 2016,
+        arXiv:1509.00519
+    I. Higgins et al. beta-VAE. ICLR 2017 (the `beta`)
+
+A latent z ~ N(0, I) explains an image through p(x | z). With q(z | x) = N(mean, diag
+exp(log_var)) from the encoder,
+
+    log p(x) >= E_q[log p(x | z)] - KL(q(z | x), p(z)) = ELBO(x)                      (1)
+    log p(x) >= E log 1/k sum_i p(x | z_i) p(z_i) / q(z_i | x),   z_i ~ q(z | x)      (2)
+
+(1): eq. 3 of Kingma and Welling, the KL in closed form (their appendix B), one z a
+training step. (2): eq. 8 of Burda et al., tight as k grows. Training descends
+-E_q[log p(x | z)] + beta KL. Unit: nats per image, summed over pixels and latents,
+averaged over images; log p(x) is a probability of integers.
+
+Shapes: B batch, (H, W, C) image, L latent_dim, K classes, P likelihood parameters.
+
+Differences from the papers:
+  1. Adam or what `compile` gets, in place of Adagrad.
+  2. Evaluation draws its noise from a hash of the image: `evaluate`, `elbo` and
+     `log_prob` are functions of the image, the same in any batch and on any backend.
+  3. log_var is clipped to +-20, beyond any trained value, against overflow.
+"""
+
+import keras
+import numpy as np
+from keras import ops
+
+from kgen import backend, random
+from kgen.layers import Sampling
+from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
+from kgen.metrics import bits_per_dim, log_mean_weight
+from kgen.models import vae_networks
+from kgen.models.base import GenerativeModel
+
+_LATENT, _PIXELS = 0, 1  # streams of one seed
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class VAE(GenerativeModel):
+    """Variational autoencoder with a Gaussian posterior; see the module for equations.
+
+    Args:
+        image_shape: (H, W, C).
+        levels: integer values of a pixel, 2 to 256.
+        num_classes: None, or K: encoder and decoder then see the label too.
+        latent_dim: L.
+        hidden_units: dense layers of the encoder, the decoder's reversed; by default
+            (200, 200), or none where there are `filters`.
+        filters: strided 3x3 convolutions before them, the decoder's reversed after.
+        activation: of the hidden layers.
+        likelihood: "bernoulli" (2 levels), "categorical", "discretized_logistic"; None
+            for Bernoulli at 2 levels and the discretised logistic at more.
+        beta: weight of the KL in the training loss (the ELBO is reported with 1).
+        encoder: a Keras model of your own, from images scaled to 0..1 (B, H, W, C) to
+            (B, 2 L), mean and log variance. With `num_classes`, of two inputs: images
+            and one-hot labels (B, K).
+        decoder: a Keras model of your own, from z (B, L) to the likelihood's parameters
+            (B, H, W, C P). With `num_classes`, of two inputs: z and one-hot labels.
+
+    Metrics, means over images: `loss` (what is minimised), `elbo_nats`,
+    `reconstruction_nats` (-E log p(x | z)), `kl_nats`, `bits_per_dim`
+    (-ELBO / (H W C ln 2), an upper bound).
+
+    Example:
+        model = kgen.models.VAE((28, 28, 1), latent_dim=50)
+        model.compile(keras.optimizers.Adam(1e-3))
+        model.fit(images, validation_data=held_out, epochs=20)
+        model.log_prob(test[:100], num_samples=5000)   # (100,) nats
+    """
+
+    def __init__(
+        self,
+        image_shape,
+        levels=2,
+        num_classes=None,
+        latent_dim=50,
+        hidden_units=None,
+        filters=None,
+        activation="relu",
+        likelihood=None,
+        beta=1.0,
+        encoder=None,
+        decoder=None,
+        **kwargs,
+    ):
+        super().__init__(image_shape, levels, num_classes, **kwargs)
+        if latent_dim < 1 or beta < 0:
+            raise ValueError(
+                "latent_dim must be positive and beta not negative; got "
+                f"latent_dim={latent_dim}, beta={beta}."
+            )
+        self.latent_dim = int(latent_dim)
+        self.hidden_units = tuple((() if filters else (200, 200)) if hidden_units is None
+                                  else hidden_units)
+        self.filters = tuple(filters or ())
+        self.activation = activation
+        self.likelihood = likelihood_of(likelihood, self.levels)
+        self.beta = beta
+        self._own_networks = [encoder is not None, decoder is not None]
+        build_encoder, build_decoder = self._default_networks()
+        self.encoder = encoder or build_encoder()
+        self.decoder = decoder or build_decoder()
+        self._check_networks()
+        self.sampling = Sampling()
+        self.elbo_tracker = keras.metrics.Mean("elbo_nats")
+        self.reconstruction_tracker = keras.metrics.Mean("reconstruction_nats")
+        self.kl_tracker = keras.metrics.Mean("kl_nats")
+        self.bits_tracker = keras.metrics.Mean("bits_per_dim")
+        self._draw_expected = backend.compiled(self, self._expected_from_seeds)
+        self.built = True
+
+    # Networks
+
+    def _default_networks(self):
+        H, W, C = self.image_shape
+        common = {
+            "hidden_units": self.hidden_units,
+            "filters": self.filters,
+            "activation": self.activation,
+            "dtype": self.dtype_policy,
+        }
+        params = (H, W, C * self.likelihood.num_params)
+        return (
+            lambda: vae_networks.encoder(
+                self.image_shape, self.num_classes, 2 * self.latent_dim, **common
+            ),
+            lambda: vae_networks.decoder(
+                self.latent_dim, self.num_classes, params, **common
+            ),
+        )
+
+    def _check_networks(self):
+        H, W, C = self.image_shape
+        expected = (None, H, W, C * self.likelihood.num_params)
+        for network, shape in (
+            (self.encoder, (None, 2 * self.latent_dim)),
+            (self.decoder, expected),
+        ):
+            if tuple(network.output_shape) != shape:
+                raise ValueError(
+                    f"The network '{network.name}' must give {shape} (mean and log "
+                    "variance from an encoder, likelihood parameters from a decoder); "
+                    f"got {tuple(network.output_shape)}."
+                )
+
+    def _posterior(self, x, labels, training=False):
+        """q(z | x): mean and log_var, float32 (B, L) each."""
+        x = self.scale(x)
+        inputs = [x] if labels is None else [x, self.one_hot(labels)]
+        h = ops.cast(self.encoder(_unlist(inputs), training=training), "float32")
+        mean, log_var = ops.split(h, 2, axis=-1)
+        return mean, ops.clip(log_var, -20.0, 20.0)
+
+    def _params(self, z, labels, training=False):
+        """The likelihood's parameters p(x | z): (B, H, W, C P)."""
+        inputs = [z] if labels is None else [z, self.one_hot(labels)]
+        return self.decoder(_unlist(inputs), training=training)
+
+    # Training
+
+    def _terms(self, x, labels, epsilon=None, training=False):
+        """Per image (B,): what is minimised, and the parts of the ELBO."""
+        mean, log_var = self._posterior(x, labels, training)
+        z = self.sampling([mean, log_var], epsilon)  # (B, L)
+        params = self._params(z, labels, training)
+        reconstruction = -self.likelihood.log_prob(params, x)
+        kl = gaussian_kl(mean, log_var)
+        elbo = -(reconstruction + kl)
+        return {
+            "loss": reconstruction + self.beta * kl,
+            "elbo_nats": elbo,
+            "reconstruction_nats": reconstruction,
+            "kl_nats": kl,
+            "bits_per_dim": bits_per_dim(-elbo, self.image_shape),
+        }
+
+    @backend.step
+    def train_step(self, data):
+        x, labels, weight = self.unpack(data)
+
+        def loss():
+            terms = self._terms(x, labels, training=True)
+            return self.objective(terms["loss"], weight), terms
+
+        _, terms = self.minimize(loss)
+        return self.tracked(terms, weight)
+
+    @backend.step
+    def test_step(self, data):
+        x, labels, weight = self.unpack(data)
+        return self.tracked(self._terms(x, labels, self._noise(x)), weight)
+
+    # Densities
+
+    def _noise(self, x):
+        """Standard normal noise that is a function of each image: (B, L)."""
+        return random.normals(random.image_keys(x), self.latent_dim)
+
+    def elbo(self, x, labels=None):
+        """A one-sample estimate of the ELBO (1), a function of the image: (B,) nats."""
+        x, labels = self.checked(x, labels)
+        return self._terms(x, labels, self._noise(x))["elbo_nats"]
+
+    def log_prob(self, x, num_samples=100, labels=None, seed=0):
+        """The importance-weighted bound (2) on log p(x), k = num_samples: (B,) nats.
+
+        A function of each image and `seed`. Computed in parts, so memory grows with
+        `num_samples` only where gradients are recorded; for whole data sets see
+        `kgen.metrics.importance_weighted_bound`.
+        """
+        x, labels = self.checked(x, labels)
+        return log_mean_weight(self.log_weights, x, num_samples, labels, seed)
+
+    def log_weights(self, x, keys, streams, labels=None):
+        """log p(x, z) / q(z | x) for k latents drawn from q: (B, k) nats.
+
+        Args:
+            x: images (B, H, W, C).
+            keys: seeds of the noise, int32 (B, 2).
+            streams: int32 (k,), one independent stream of those seeds a latent.
+            labels: (B,) or None.
+        """
+        k = ops.shape(streams)[0]
+        epsilon = random.normals(keys, self.latent_dim, streams)  # (B, k, L)
+        mean, log_var = self._posterior(x, labels)
+        mean, log_var = mean[:, None], log_var[:, None]  # (B, 1, L)
+        z = self.sampling([mean, log_var], epsilon)  # (B, k, L)
+        rows = ops.reshape(z, (-1, self.latent_dim))  # (B k, L)
+        repeated = None if labels is None else ops.repeat(labels, k, axis=0)
+        log_px_z = self.likelihood.log_prob(
+            self._params(rows, repeated), ops.repeat(x, k, axis=0)
+        )  # (B k,)
+        log_ratio = gaussian_log_prob(z) - gaussian_log_prob(z, mean, log_var)
+        return ops.reshape(log_px_z, (-1, k)) + log_ratio
+
+    # Latents and images
+
+    def encode(self, x, labels=None):
+        """Posterior of images: mean and log variance, float32 (B, L) each."""
+        return self._posterior(*self.checked(x, labels))
+
+    def decode(self, z, labels=None):
+        """E[x | z] of latents (B, L): float32 (B, H, W, C) in 0..levels-1; for two
+        levels this is the probability of 1."""
+        z = ops.convert_to_tensor(z, "float32")
+        if len(z.shape) != 2 or z.shape[1] != self.latent_dim:
+            raise ValueError(
+                f"z: expected (batch, {self.latent_dim}); got shape {tuple(z.shape)}."
+            )
+        self._check_labels(labels)
+        return self.likelihood.mean(self._params(z, self._own(labels)))
+
+    def reconstruct(self, x, labels=None):
+        """E[x | z = posterior mean]: float32 (B, H, W, C) in 0..levels-1."""
+        mean, _ = self.encode(x, labels)
+        return self.decode(mean, labels)
+
+    def call(self, inputs, training=False):
+        """`reconstruct` for `predict`: images, or (images, labels) if conditional."""
+        x, labels = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
+        self._check_labels(labels)
+        mean, _ = self._posterior(x, self._own(labels), training)
+        params = self._params(mean, self._own(labels), training)
+        return self.likelihood.mean(params)
+
+    def interpolate(self, a, b, steps, labels=None):
+        """Expected images on the straight line between two images' posterior means.
+
+        Args:
+            a, b: images (B, H, W, C).
+            steps: how many, both ends included.
+
+        Returns: float32 (B, steps, H, W, C).
+        """
+        start, _ = self.encode(a, labels)
+        end, _ = self.encode(b, labels)
+        images = []
+        for t in np.linspace(0.0, 1.0, steps):
+            images.append(self.decode((1.0 - t) * start + t * end, labels))
+        return ops.stack(images, axis=1)
+
+    # Drawing
+
+    def _prior(self, seeds, labels):
+        z = random.normals(seeds, self.latent_dim, _LATENT)  # (B, L)
+        return self._params(z, labels)
+
+    def draw(self, seeds, labels=None):
+        """x ~ p(x | z), z ~ N(0, I): integers (B, H, W, C)."""
+        u = random.uniforms(seeds, self.num_dims, _PIXELS)  # (B, H W C)
+        u = ops.reshape(u, (-1, *self.image_shape))
+        return self.likelihood.draw(self._prior(seeds, labels), u)
+
+    def _expected_from_seeds(self, seeds, labels=None):
+        return self.likelihood.mean(self._prior(seeds, labels))
+
+    def sample_expected(self, n, seed=None, labels=None, verbose="auto"):
+        """E[x | z] for the very z that `sample` draws from the same seed: float32 NumPy
+        (n, H, W, C) in 0..levels-1. Smoother than a sample, and not one."""
+        return self._in_batches(self._draw_expected, n, seed, labels, verbose)
+
+    # Keeping
+
+    def endpoints(self):
+        names = ("label",) if self.num_classes else ()
+
+        def on_images(fn):
+            return (
+                lambda images, label=None: fn(images, label), ("images", *names)
+            )
+
+        def encode(x, labels):
+            mean, log_var = self._posterior(x, labels)
+            return {"mean": mean, "log_var": log_var}
+
+        def elbo(x, labels):
+            return {"elbo": self._terms(x, labels, self._noise(x))["elbo_nats"]}
+
+        def reconstruct(x, labels):
+            return {"images": self.call(x if labels is None else (x, labels))}
+
+        def decode(z, label=None):
+            return {"images": self.likelihood.mean(self._params(z, label))}
+
+        return super().endpoints() | {
+            "elbo": on_images(elbo),
+            "encode": on_images(encode),
+            "decode": (decode, ("z", *names)),
+            "reconstruct": on_images(reconstruct),
+        }
+
+    def get_config(self):
+        networks = [
+            keras.saving.serialize_keras_object(network) if own else None
+            for network, own in zip(
+                (self.encoder, self.decoder), self._own_networks, strict=True
+            )
+        ]
+        return super().get_config() | {
+            "latent_dim": self.latent_dim,
+            "hidden_units": self.hidden_units,
+            "filters": self.filters,
+            "activation": self.activation,
+            "likelihood": self.likelihood.name,
+            "beta": self.beta,
+            "encoder": networks[0],
+            "decoder": networks[1],
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        networks = {
+            k: config.get(k) and keras.saving.deserialize_keras_object(config[k])
+            for k in ("encoder", "decoder")
+        }
+        return cls(**config | networks)
+
+
+def _unlist(inputs):
+    return inputs[0] if len(inputs) == 1 else inputs
