@@ -7,14 +7,15 @@ Each likelihood turns a network's output map into log-probabilities and draws:
     mean(params)          expected image in 0..levels-1 (probability of 1 for 2 levels)
 
 Shapes: B batch, H, W, C image, P = `num_params` per channel; params are
-(B, H, W, C * P), x and u are (B, H, W, C). Sums are taken in float32, whatever the
+(B, H, W, C * P), x and u are (B, H, W, C); more axes in front broadcast. Sums are taken in float32, whatever the
 policy: half precision cannot add up 784 terms.
 """
 
 import numpy as np
 from keras import ops
 
-_MIN_LOG_SCALE = -7.0  # PixelCNN++'s floor: below it a bin of 256 holds all the mass
+# At e^-7, PixelCNN++'s floor, a bin of 256 holds all the mass; at e^7 the two ends do.
+_MAX_ABS_LOG_SCALE = 7.0
 
 
 def likelihood_of(name, levels):
@@ -67,13 +68,14 @@ class Categorical:
 
     def _log_probs(self, params):
         params = ops.cast(params, "float32")
-        B, H, W, CP = ops.shape(params)
-        logits = ops.reshape(params, (B, H, W, CP // self.levels, self.levels))
+        *leading, CP = ops.shape(params)
+        logits = ops.reshape(params, (*leading, CP // self.levels, self.levels))
         return ops.log_softmax(logits, axis=-1)  # (B, H, W, C, levels)
 
     def log_prob(self, params, x):
-        index = ops.cast(x, "int32")[..., None]  # (B, H, W, C, 1)
-        terms = ops.take_along_axis(self._log_probs(params), index, axis=-1)
+        log_probs = self._log_probs(params)
+        index = ops.broadcast_to(ops.cast(x, "int32"), ops.shape(log_probs)[:-1])
+        terms = ops.take_along_axis(log_probs, index[..., None], axis=-1)
         return sum_event(terms[..., 0])
 
     def draw(self, params, u):
@@ -99,8 +101,9 @@ class DiscretizedLogistic:
         self.half_bin = 1.0 / (levels - 1)
 
     def _mean_log_scale(self, params):
+        """(B, H, W, C) each."""
         mean, log_scale = ops.split(ops.cast(params, "float32"), 2, axis=-1)
-        return mean, ops.maximum(log_scale, _MIN_LOG_SCALE)  # (B, H, W, C) each
+        return mean, ops.clip(log_scale, -_MAX_ABS_LOG_SCALE, _MAX_ABS_LOG_SCALE)
 
     def log_prob(self, params, x):
         mean, log_scale = self._mean_log_scale(params)

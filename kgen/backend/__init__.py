@@ -4,7 +4,7 @@
                                the backend's `fit` calls
 `minimize(model, fn, variables)`   one optimizer update of those variables only
 `input_gradient(model, fn, x)`     d sum(fn(x)) / dx, itself differentiable (penalties)
-`compiled(model, fn)`          fn as one compiled inference function of its arguments
+`compiled(model, fn, gradients)`   fn as one compiled function of its tensors
 `replica_loss(loss)`, `replica_gradients(gradients)`   data-parallel averaging
 `concrete(x)`                  a tensor's values as NumPy, None while tracing
 `device()`                     what the work runs on, in words

@@ -35,9 +35,10 @@ def input_gradient(model, fn, x):
     return tape.gradient(total, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
-def compiled(model, fn):
-    """`fn(*tensors)` as one graph; it reads the model's variables, and changes none."""
-    del model
+def compiled(model, fn, gradients=False):
+    """`fn(*tensors)` as one graph; it reads the model's variables, and changes none.
+    Gradients pass in any case."""
+    del model, gradients
     graph = tf.function(fn, autograph=False, reduce_retracing=True)
     # A plain function: Keras would track a tf.function as a part of the model.
     return lambda *args: graph(*[tf.convert_to_tensor(a) for a in args])

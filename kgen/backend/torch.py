@@ -37,13 +37,14 @@ def input_gradient(model, fn, x):
         )[0]
 
 
-def compiled(model, fn):
-    """`fn(*tensors)` without recording gradients; eager, as Keras is on PyTorch."""
+def compiled(model, fn, gradients=False):
+    """`fn(*tensors)`, eager, as Keras is on PyTorch. It reads the model's variables,
+    and changes none; gradients are recorded only with `gradients`."""
     del model
     convert = keras.ops.convert_to_tensor
 
     def call(*args):
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradients and torch.is_grad_enabled()):
             return fn(*[convert(a) for a in args])
 
     return call

@@ -148,8 +148,15 @@ class GenerativeModel(keras.Model):
         return self.get_metrics_result()
 
     def fit(self, x=None, y=None, *args, validation_data=None, callbacks=None, **kwargs):
-        """As `keras.Model.fit`, with images checked where their values can be seen."""
+        """As `keras.Model.fit`, with images checked where their values can be seen.
+
+        Data sets that make their own batches keep their order: Keras would shuffle a
+        PyDataset's batches by the global random state, which no checkpoint holds.
+        """
         self._check_data(x, y)
+        y = _placeholder(x, y, kwargs)
+        if not hasattr(x, "shape"):
+            kwargs.setdefault("shuffle", False)
         if validation_data is not None:
             parts = keras.utils.unpack_x_y_sample_weight(validation_data)
             self._check_data(*parts[:2], what="validation_data")
@@ -164,6 +171,7 @@ class GenerativeModel(keras.Model):
     def evaluate(self, x=None, y=None, *args, return_dict=True, **kwargs):
         """As `keras.Model.evaluate`; returns {metric: value} unless asked not to."""
         self._check_data(x, y)
+        y = _placeholder(x, y, kwargs)
         return super().evaluate(x, y, *args, return_dict=return_dict, **kwargs)
 
     def _check_data(self, x, y, what="x"):
@@ -282,6 +290,13 @@ class _SetEpoch(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self.data.set_epoch(epoch)
+
+
+def _placeholder(x, y, kwargs):
+    """Labels for Keras, which drops `sample_weight` without a word if y is None."""
+    if y is None and kwargs.get("sample_weight") is not None:
+        return np.zeros(len(x), "int32")
+    return y
 
 
 def _as_list(callbacks):

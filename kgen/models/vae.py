@@ -112,6 +112,8 @@ class VAE(GenerativeModel):
         self.reconstruction_tracker = keras.metrics.Mean("reconstruction_nats")
         self.kl_tracker = keras.metrics.Mean("kl_nats")
         self.bits_tracker = keras.metrics.Mean("bits_per_dim")
+        self._elbo = backend.compiled(self, self._elbo_of, gradients=True)
+        self._log_weights = backend.compiled(self, self.log_weights, gradients=True)
         self._draw_expected = backend.compiled(self, self._expected_from_seeds)
         self.built = True
 
@@ -204,7 +206,9 @@ class VAE(GenerativeModel):
 
     def elbo(self, x, labels=None):
         """A one-sample estimate of the ELBO (1), a function of the image: (B,) nats."""
-        x, labels = self.checked(x, labels)
+        return self._elbo(*_given(*self.checked(x, labels)))
+
+    def _elbo_of(self, x, labels=None):
         return self._terms(x, labels, self._noise(x))["elbo_nats"]
 
     def log_prob(self, x, num_samples=100, labels=None, seed=0):
@@ -215,7 +219,7 @@ class VAE(GenerativeModel):
         `kgen.metrics.importance_weighted_bound`.
         """
         x, labels = self.checked(x, labels)
-        return log_mean_weight(self.log_weights, x, num_samples, labels, seed)
+        return log_mean_weight(self._log_weights, x, num_samples, labels, seed)
 
     def log_weights(self, x, keys, streams, labels=None):
         """log p(x, z) / q(z | x) for k latents drawn from q: (B, k) nats.
@@ -233,11 +237,10 @@ class VAE(GenerativeModel):
         z = self.sampling([mean, log_var], epsilon)  # (B, k, L)
         rows = ops.reshape(z, (-1, self.latent_dim))  # (B k, L)
         repeated = None if labels is None else ops.repeat(labels, k, axis=0)
-        log_px_z = self.likelihood.log_prob(
-            self._params(rows, repeated), ops.repeat(x, k, axis=0)
-        )  # (B k,)
-        log_ratio = gaussian_log_prob(z) - gaussian_log_prob(z, mean, log_var)
-        return ops.reshape(log_px_z, (-1, k)) + log_ratio
+        params = self._params(rows, repeated)  # (B k, H, W, C P)
+        params = ops.reshape(params, (-1, k, *params.shape[1:]))
+        log_px_z = self.likelihood.log_prob(params, x[:, None])  # (B, k)
+        return log_px_z + gaussian_log_prob(z) - gaussian_log_prob(z, mean, log_var)
 
     # Latents and images
 
@@ -320,7 +323,7 @@ class VAE(GenerativeModel):
             return {"mean": mean, "log_var": log_var}
 
         def elbo(x, labels):
-            return {"elbo": self._terms(x, labels, self._noise(x))["elbo_nats"]}
+            return {"elbo": self._elbo_of(x, labels)}
 
         def reconstruct(x, labels):
             return {"images": self.call(x if labels is None else (x, labels))}
@@ -360,6 +363,11 @@ class VAE(GenerativeModel):
             for k in ("encoder", "decoder")
         }
         return cls(**config | networks)
+
+
+def _given(*arguments):
+    """Those that are not None, as compiled functions take them."""
+    return [a for a in arguments if a is not None]
 
 
 def _unlist(inputs):

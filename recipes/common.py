@@ -1,0 +1,223 @@
+"""What every recipe does around its model: flags, data, fit, evaluate, draw, keep.
+
+Importing this file imports no framework: `arguments` sets KERAS_BACKEND first.
+"""
+
+import argparse
+import csv
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+def arguments(card, name, *, data, epochs, batch_size):
+    """The command line, parsed; the environment variable KERAS_BACKEND, set.
+
+    Args:
+        card: the recipe's docstring, shown by --help.
+        name: of the recipe, and of its folders under runs/ and saved_models/.
+        data, epochs, batch_size: the recipe's own.
+    """
+    parser = argparse.ArgumentParser(
+        description=card, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--backend", choices=["tensorflow", "jax", "torch"], help="default: Keras' own")
+    add("--epochs", type=int, default=epochs, help="default: %(default)s")
+    add("--batch-size", type=int, default=batch_size, help="default: %(default)s")
+    add("--data", default=data, help="tfds name, 'digits' or a folder of images")
+    add("--out", default=f"runs/{name}", help="folder of the results: %(default)s")
+    add("--seed", type=int, default=0, help="default: %(default)s")
+    add("--resume", action="store_true", help="continue the run in --out")
+    add("--smoke", action="store_true", help="two epochs on a few images")
+    args = parser.parse_args()
+    args.name = name
+    if args.smoke:
+        args.epochs = min(args.epochs, 2)
+    for flag in ("epochs", "batch_size"):
+        if getattr(args, flag) < 1:
+            parser.error(f"--{flag.replace('_', '-')} must be at least 1")
+    if args.backend:
+        os.environ["KERAS_BACKEND"] = args.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter
+    return args
+
+
+def load(args, **kwargs):
+    """`kgen.data.load(args.data)`, cut short for --smoke."""
+    from kgen import data
+
+    try:
+        splits = data.load(args.data, batch_size=args.batch_size, **kwargs)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise SystemExit(f"--data {args.data}: {error}") from error
+    if args.smoke:
+        few = {k: getattr(splits, k)[:100] for k in ("train", "validation", "test")}
+        sizes = {k: len(v) for k, v in few.items()}
+        splits = dataclasses.replace(splits, sizes=sizes, **few)
+    return splits
+
+
+def describe(args, model, splits):
+    """Prints what was resolved, before any work."""
+    import keras
+
+    from kgen import backend
+
+    print(f"backend     {keras.backend.backend()}, keras {keras.__version__}")
+    print(f"device      {backend.device()}")
+    print(f"data        {splits}")
+    print(f"model       {type(model).__name__}, {model.count_params():,} parameters")
+    print(f"training    {args.epochs} epochs, batches of {args.batch_size}")
+    print(f"seed        {args.seed}")
+    print(f"results     {args.out}", flush=True)
+
+
+def _prepare(out, resume):
+    """The folder of the results: made, and without an earlier run's state."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise SystemExit(
+            f"--out {out}: cannot write there ({error}). Choose another folder."
+        ) from error
+    if not resume:
+        shutil.rmtree(out / "backup", ignore_errors=True)
+        for old in ("best.weights.h5", "history.csv"):
+            (out / old).unlink(missing_ok=True)
+
+
+def _best_so_far(history):
+    """The least `val_loss` in an interrupted run's history.csv, or None."""
+    if not history.exists():
+        return None
+    with open(history, newline="") as file:
+        losses = [float(row["val_loss"]) for row in csv.DictReader(file)]
+    return min(losses, default=None)
+
+
+def fit(args, model, splits, *, every, callbacks=()):
+    """Prints what is resolved, trains, and leaves in the model the weights that were
+    best on the validation images. Returns the seconds it took.
+
+    Every epoch's state is in `<out>/backup`: `--resume` continues from the last one.
+    """
+    import keras
+
+    import kgen
+
+    out = Path(args.out)
+    best = out / "best.weights.h5"
+    _prepare(out, args.resume)
+    describe(args, model, splits)
+    start = time.time()
+    model.fit(
+        kgen.data.Batches(splits.train, batch_size=args.batch_size, seed=args.seed),
+        validation_data=splits.validation,
+        epochs=args.epochs,
+        verbose=0,
+        callbacks=[
+            *callbacks,
+            keras.callbacks.ModelCheckpoint(
+                best,
+                save_best_only=True,
+                save_weights_only=True,
+                initial_value_threshold=_best_so_far(out / "history.csv"),
+            ),
+            keras.callbacks.CSVLogger(out / "history.csv", append=args.resume),
+            kgen.callbacks.SampleGrid(out / "epochs", every=every),
+            kgen.callbacks.ReconstructionGrid(
+                out / "epochs", splits.validation, every=every
+            ),
+            kgen.callbacks.Progress(
+                ["loss", "val_loss", "val_kl_nats", "val_bits_per_dim"],
+                every=max(1, every // 5),
+            ),
+            keras.callbacks.BackupAndRestore(
+                out / "backup", double_checkpoint=True, delete_checkpoint=False
+            ),
+        ],
+    )
+    seconds = time.time() - start
+    if best.exists():
+        model.load_weights(best)
+    return seconds
+
+
+def finish(args, model, splits, seconds, *, num_samples, test_images=None):
+    """Reads the test images, once; draws; keeps the model; exports it.
+
+    Args:
+        num_samples: k of the importance-weighted bound.
+        test_images: how many test images that bound is estimated on; None for all.
+    """
+    import kgen
+
+    out = Path(args.out)
+    results = {"training_seconds": round(seconds, 1), "test_images": len(splits.test)}
+    test = model.evaluate(splits.test, batch_size=500, verbose=0)
+    results |= {f"test_{k}": v for k, v in test.items() if k != "loss"}
+    part = splits.test[:test_images]
+    print(f"importance-weighted bound, k={num_samples}, {len(part)} test images:")
+    bound = kgen.metrics.importance_weighted_bound(model, part, num_samples)
+    results |= {
+        f"test_iw{num_samples}_nats": float(bound.mean()),
+        f"test_iw{num_samples}_stderr": float(bound.std() / len(bound) ** 0.5),
+        f"test_iw{num_samples}_images": len(part),
+    }
+    draw(out, model, splits)
+    model.save(out / "model.keras")
+    exported = model.export(kgen.export.next_version(Path("saved_models") / args.name))
+    _write_results(out / "metrics.json", args, model, splits, results)
+    for key, value in results.items():
+        print(f"{key:24}{value:.4f}" if isinstance(value, float) else f"{key:24}{value}")
+    for made in ("samples.png", "samples_expected.png", "reconstructions.png"):
+        print(out / made)
+    print(f"{out / 'model.keras'}\n{exported}/")
+
+
+def draw(out, model, splits):
+    """Samples, their expectations E[x | z], and reconstructions of test images."""
+    from kgen.callbacks import save_grid, save_reconstructions
+
+    save_grid(out / "samples.png", model.sample(100, seed=0), model.levels)
+    expected = model.sample_expected(100, seed=0)
+    pixels = 2 if model.levels == 2 else model.levels  # probabilities are in 0..1
+    save_grid(out / "samples_expected.png", expected, pixels)
+    save_reconstructions(out / "reconstructions.png", model, splits.test[:32])
+
+
+def _write_results(path, args, model, splits, results):
+    import keras
+
+    import kgen
+
+    card = {
+        "recipe": args.name,
+        "command": "python " + " ".join(sys.argv),
+        "data": str(splits),
+        "seed": args.seed,
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "parameters": model.count_params(),
+        "backend": keras.backend.backend(),
+        "device": kgen.backend.device(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": {
+            "python": platform.python_version(),
+            "keras": keras.__version__,
+            "kgen": kgen.__version__,
+        },
+        "date": datetime.now(UTC).date().isoformat(),
+        "results": results,
+    }
+    with kgen.files.atomic(path) as unfinished:
+        unfinished.write_text(json.dumps(card, indent=2) + "\n")

@@ -1,0 +1,29 @@
+"""A VAE of scikit-learn's handwritten digits: the whole way in three minutes.
+
+    python recipes/vae_digits.py        (or `make demo`)
+
+Data: 1,797 real 8x8 digits of 17 grey levels, embedded in scikit-learn: no network.
+Model: an MLP encoder and decoder, a discretised logistic likelihood per pixel.
+Published number: none for this data set; a uniform model is at 4.09 bits/dim, log2(17).
+"""
+
+from common import arguments, finish, fit, load
+
+args = arguments(__doc__, "vae_digits", data="digits", epochs=200, batch_size=64)
+
+import keras
+
+import kgen
+
+keras.utils.set_random_seed(args.seed)
+splits = load(args)
+model = kgen.models.VAE(
+    splits.image_shape,
+    levels=splits.levels,
+    latent_dim=12,
+    hidden_units=(256, 128),
+)
+steps = args.epochs * -(-len(splits.train) // args.batch_size)
+model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps)))
+seconds = fit(args, model, splits, every=max(1, args.epochs // 4))
+finish(args, model, splits, seconds, num_samples=1000)

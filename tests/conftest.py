@@ -1,0 +1,42 @@
+"""One backend per process: KERAS_BACKEND decides (`make test` runs all three)."""
+
+import contextlib
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+with contextlib.suppress(ImportError):
+    import torch  # noqa: F401  before TensorFlow: the other way round may segfault
+
+import keras
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session")
+def digits():
+    """Real images: 320 8x8 digits of 17 levels, uint8 (320, 8, 8, 1)."""
+    return load_digits().images[:320].astype("uint8")[..., None]
+
+
+@pytest.fixture(scope="session")
+def digit_labels():
+    return load_digits().target[:320]
+
+
+@pytest.fixture(scope="session")
+def binary(digits):
+    return (digits > 7).astype("uint8")
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
