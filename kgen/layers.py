@@ -14,7 +14,8 @@ class Sampling(keras.layers.Layer):
     """
 
     def __init__(self, seed=None, **kwargs):
-        super().__init__(**kwargs)
+        # Float32 under any policy: a half-precision layer would cast its inputs first.
+        super().__init__(**kwargs | {"dtype": "float32"})
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
@@ -23,7 +24,7 @@ class Sampling(keras.layers.Layer):
         return keras.random.normal(shape, dtype="float32", seed=self.seed_generator)
 
     def call(self, inputs, epsilon=None):
-        mean, log_var = (ops.cast(t, "float32") for t in inputs)  # (B, L) each
+        mean, log_var = inputs  # (B, L) each
         if epsilon is None:
             epsilon = self.noise(ops.shape(mean))
         return mean + ops.exp(0.5 * log_var) * epsilon  # (B, L)

@@ -107,6 +107,9 @@ class GenerativeModel(keras.Model):
             optimizer.hand_out(self)
         self._given_jit_compile = kwargs.get("jit_compile", "auto")
         super().compile(optimizer=optimizer, **kwargs)
+        # The weights are there, so their moments can be: then files always hold both.
+        if not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
 
     def get_compile_config(self):
         # Keras stores what "auto" became here; another backend would be forced to it.
@@ -115,7 +118,6 @@ class GenerativeModel(keras.Model):
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
 
     def minimize(self, fn, network=None):
         """One optimizer step on `fn() -> (scalar loss, aux)`; returns the same, unscaled.
@@ -210,8 +212,10 @@ class GenerativeModel(keras.Model):
         arguments = [random.image_seeds(seed, n)]
         if self.num_classes is not None:
             labels = np.arange(n) % self.num_classes if labels is None else labels
-            labels = np.broadcast_to(np.asarray(labels), (n,))
+            labels = np.asarray(labels) if np.ndim(labels) else np.full(n, labels)
             check_labels(labels, self.num_classes)
+            if len(labels) != n:
+                raise ValueError(f"labels: expected one or {n}, got {len(labels)}.")
             arguments.append(labels.astype("int32"))
         bar = None
         if verbose and n > 4 * _MAX_DRAW:

@@ -1,0 +1,38 @@
+"""One tiny model of each family, for the tests that all of them must pass."""
+
+import keras
+import numpy as np
+from keras import layers
+
+from kgen.models import VAE
+
+SHAPE, LEVELS, CLASSES = (8, 8, 1), 17, 10
+
+
+def own_networks():
+    encoder = keras.Sequential(
+        [layers.Input(SHAPE), layers.Conv2D(4, 3, 2), layers.Flatten(), layers.Dense(6)]
+    )
+    decoder = keras.Sequential(
+        [layers.Input((3,)), layers.Dense(64 * 2), layers.Reshape((8, 8, 2))]
+    )
+    return VAE(SHAPE, LEVELS, latent_dim=3, encoder=encoder, decoder=decoder)
+
+
+def conditional():
+    return VAE(SHAPE, LEVELS, CLASSES, latent_dim=3, hidden_units=(8,))
+
+
+FAMILIES = {
+    "vae": lambda: VAE(SHAPE, LEVELS, latent_dim=3, hidden_units=(8,), beta=2.0),
+    "vae-conv": lambda: VAE(
+        SHAPE, LEVELS, latent_dim=3, filters=(4,), likelihood="categorical"
+    ),
+    "vae-conditional": conditional,
+    "vae-own-networks": own_networks,
+}
+
+
+def arguments(model, digits, labels):
+    """What `fit` takes for this model: (images,) or (images, labels)."""
+    return (digits,) if model.num_classes is None else (digits, np.asarray(labels))
