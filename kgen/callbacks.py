@@ -51,7 +51,7 @@ class _Pictures(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every:
             return
-        # Looking at self.model makes JAX hand the weights back: once an epoch, not more.
+        # On JAX, looking at self.model fetches the weights: once an epoch at most.
         path = self.folder / f"{self.name}_epoch_{epoch + 1:03d}.png"
         self.write(path)
         if self.verbose:
@@ -146,3 +146,15 @@ class Progress(keras.callbacks.Callback):
             f"epoch {done}/{total}  {values}  {took:.2g} s/epoch, {left} left",
             flush=True,
         )
+
+
+class SetEpoch(keras.callbacks.Callback):
+    """Tells a data set which epoch it is, by its `set_epoch(epoch)`, so that a resumed
+    run sees what the uninterrupted one would have. kgen's `fit` adds it by itself."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.data.set_epoch(epoch)

@@ -57,9 +57,10 @@ def next_version(folder):
 def _write(model, path):
     archive = keras.export.ExportArchive()
     archive.track(model)
-    for name, (fn, inputs) in model.endpoints().items():
+    for name, (fn, source, outputs) in model.endpoints().items():
+        inputs = [source] if model.num_classes is None else [source, "label"]
         signature = [_spec(model, i) for i in inputs]
-        archive.add_endpoint(name, _served(model, fn, inputs), signature)
+        archive.add_endpoint(name, _served(model, fn, source, outputs), signature)
     archive.write_out(str(path), verbose=False)
 
 
@@ -75,8 +76,9 @@ def _spec(model, name):
     return tf.TensorSpec((None, *shape), dtype, name=name)
 
 
-def _served(model, fn, inputs):
-    """`fn` behind the checks, with served seeds split into pairs of 32-bit words."""
+def _served(model, fn, source, outputs):
+    """`fn` behind the checks, its outputs by name; a served seed is split into the
+    pair of 32-bit words that models take."""
     import tensorflow as tf
 
     def check(name, value, bound):
@@ -85,16 +87,17 @@ def _served(model, fn, inputs):
         tf.debugging.assert_non_negative(value, message)
         tf.debugging.assert_less(value, tf.constant(bound, tf.int64), message)
 
-    def endpoint(*values):
-        named = dict(zip(inputs, values, strict=True))
-        if "images" in named:
-            check("images", named["images"], model.levels)
-        if "label" in named:
-            check("label", named["label"], model.num_classes)
-        if "seed" in named:
-            low_high = tf.bitcast(named["seed"], tf.int32)  # (B, 2), little end first
-            named["seed"] = tf.reverse(low_high, [1])
-        return fn(**named)
+    def endpoint(value, *label):
+        for labels in label:
+            check("label", labels, model.num_classes)
+        if source == "images":
+            check("images", value, model.levels)
+        if source == "seed":
+            low_high = tf.bitcast(value, tf.int32)  # (B, 2), little end first
+            value = tf.reverse(low_high, [1])
+        results = fn(value, *label)
+        results = results if isinstance(results, tuple) else (results,)
+        return dict(zip(outputs, results, strict=True))
 
     return endpoint
 

@@ -38,7 +38,7 @@ class Sampling(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kgen")
 class Crop(keras.layers.Layer):
-    """Keeps the upper left `size` = (H, W) of a map: undoes the rounding up of strides."""
+    """Keeps the upper left `size` = (H, W) of a map: strides had rounded it up."""
 
     def __init__(self, size, **kwargs):
         super().__init__(**kwargs)

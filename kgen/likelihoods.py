@@ -7,8 +7,8 @@ Each likelihood turns a network's output map into log-probabilities and draws:
     mean(params)          expected image in 0..levels-1 (probability of 1 for 2 levels)
 
 Shapes: B batch, H, W, C image, P = `num_params` per channel; params are
-(B, H, W, C * P), x and u are (B, H, W, C); more axes in front broadcast. Sums are taken in float32, whatever the
-policy: half precision cannot add up 784 terms.
+(B, H, W, C * P), x and u are (B, H, W, C); more axes in front broadcast. Sums are taken
+in float32, whatever the policy: half precision cannot add up 784 terms.
 """
 
 import numpy as np

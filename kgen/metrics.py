@@ -10,11 +10,11 @@ _MAX_ROWS = 8192  # decoder rows at once
 
 
 def bits_per_dim(nats, image_shape):
-    """Nats per image, positive or negative -> bits per dimension: nats / (H W C ln 2)."""
+    """Nats per image, of either sign -> bits per dimension: nats / (H W C ln 2)."""
     return nats / (float(np.prod(image_shape)) * float(np.log(2.0)))
 
 
-def log_mean_weight(log_weights, x, num_samples, labels=None, seed=0):
+def log_mean_weight(log_weights, num_samples, seed, x, *labels):
     """log 1/k sum_i w_i, the k-sample bound of Burda et al. 2016 (eq. 8): (B,) nats.
 
     The noise of sample i is a function of the image, `seed` and i, so an image's bound
@@ -22,21 +22,20 @@ def log_mean_weight(log_weights, x, num_samples, labels=None, seed=0):
 
     Args:
         log_weights: function (x, keys, streams[, labels]) -> (B, len(streams)) nats.
-        x: images (B, H, W, C).
         num_samples: k.
-        labels: (B,) or None.
         seed: int, for another draw.
+        x: images (B, H, W, C).
+        *labels: (B,), for conditional models.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples must be positive; got {num_samples}.")
     keys = random.image_keys(x, seed)  # (B, 2)
     chunk = max(1, min(num_samples, _MAX_ROWS // int(x.shape[0])))
-    rest = () if labels is None else (labels,)
     total = None
     for start in range(0, num_samples, chunk):
         streams = np.arange(start, min(start + chunk, num_samples), dtype="int32")
         streams = ops.convert_to_tensor(streams)
-        part = ops.logsumexp(log_weights(x, keys, streams, *rest), axis=1)  # (B,)
+        part = ops.logsumexp(log_weights(x, keys, streams, *labels), axis=1)  # (B,)
         total = part if total is None else ops.logaddexp(total, part)
     return total - float(np.log(num_samples))
 
@@ -56,17 +55,15 @@ def importance_weighted_bound(
 
     Returns: NumPy float32 (N,), nats.
     """
-    model.checked(x, labels)
+    images, *labels = model.checked(x, labels)
     log_weights = backend.compiled(model, model.log_weights)
     bar = keras.utils.Progbar(len(x), unit_name="image") if verbose else None
     out = []
     for start in range(0, len(x), batch_size):
         part = slice(start, start + batch_size)
-        images = ops.convert_to_tensor(x[part])
-        given = None
-        if model.num_classes is not None:
-            given = ops.convert_to_tensor(labels[part], "int32")
-        bound = log_mean_weight(log_weights, images, num_samples, given, seed)
+        bound = log_mean_weight(
+            log_weights, num_samples, seed, images[part], *[y[part] for y in labels]
+        )
         out.append(ops.convert_to_numpy(bound))
         if bar:
             bar.add(len(out[-1]))

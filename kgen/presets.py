@@ -1,8 +1,8 @@
 """Folders that hold a model: KerasHub's file names, so its users know their way.
 
-    config.json         the serialised constructor arguments
-    metadata.json       versions, parameter count, date
-    model.weights.h5    weights
+config.json         the serialised constructor arguments
+metadata.json       versions, parameter count, date
+model.weights.h5    weights
 """
 
 import json
@@ -37,8 +37,8 @@ def load(cls, folder, load_weights=True):
     folder = Path(folder)
     if not (folder / _CONFIG).is_file():
         raise ValueError(
-            f"No preset in '{folder}': expected a folder with {_CONFIG} and {_WEIGHTS}, "
-            "as save_to_preset writes it."
+            f"No preset in '{folder}': expected a folder with {_CONFIG} and "
+            f"{_WEIGHTS}, as save_to_preset writes it."
         )
     model = keras.saving.deserialize_keras_object(
         json.loads((folder / _CONFIG).read_text())

@@ -15,6 +15,8 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))  # kgen, if not installed
+
 
 def arguments(card, name, *, data, epochs, batch_size):
     """The command line, parsed; the environment variable KERAS_BACKEND, set.
@@ -178,7 +180,9 @@ def finish(args, model, splits, seconds, *, num_samples, test_images=None):
     exported = model.export(kgen.export.next_version(Path("saved_models") / args.name))
     _write_results(out / "metrics.json", args, model, splits, results)
     for key, value in results.items():
-        print(f"{key:24}{value:.4f}" if isinstance(value, float) else f"{key:24}{value}")
+        print(
+            f"{key:24}{value:.4f}" if isinstance(value, float) else f"{key:24}{value}"
+        )
     for made in ("samples.png", "samples_expected.png", "reconstructions.png"):
         print(out / made)
     print(f"{out / 'model.keras'}\n{exported}/")

@@ -1,6 +1,6 @@
 """A one-layer VAE on statically binarised MNIST.
 
-    python recipes/vae_binarized_mnist.py --backend jax
+python recipes/vae_binarized_mnist.py --backend jax
 """
 
 from common import arguments, finish, fit, load
@@ -19,6 +19,8 @@ model = kgen.models.VAE(
     splits.image_shape, latent_dim=50, hidden_units=(200, 200), activation="tanh"
 )
 steps = args.epochs * -(-len(splits.train) // args.batch_size)
-model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps)))
+model.compile(
+    keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, steps))
+)
 seconds = fit(args, model, splits, every=max(1, args.epochs // 10))
 finish(args, model, splits, seconds, num_samples=5000)

@@ -78,14 +78,19 @@ def test_preset_round_trip(model, tmp_path):
     model.save_to_preset(folder)  # in place of the old one
     assert not list(tmp_path.glob(".writing-*"))
     without = type(model).from_preset(folder, load_weights=False)
-    assert any(np.any(numpy(a) != numpy(b)) for a, b in zip(without.weights, model.weights))
+    assert any(
+        np.any(numpy(a) != numpy(b))
+        for a, b in zip(without.weights, model.weights, strict=True)
+    )
 
 
 def test_keras_callbacks_work_unmodified(model, data, tmp_path):
     callbacks = [
         keras.callbacks.EarlyStopping(patience=50, restore_best_weights=True),
         keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", save_best_only=True),
-        keras.callbacks.ModelCheckpoint(tmp_path / "{epoch}.weights.h5", save_weights_only=True),
+        keras.callbacks.ModelCheckpoint(
+            tmp_path / "{epoch}.weights.h5", save_weights_only=True
+        ),
         keras.callbacks.BackupAndRestore(tmp_path / "backup", save_freq=2),
         keras.callbacks.TensorBoard(tmp_path / "tb", histogram_freq=1),
         keras.callbacks.CSVLogger(tmp_path / "log.csv"),
@@ -104,7 +109,9 @@ def test_keras_callbacks_work_unmodified(model, data, tmp_path):
     best = keras.models.load_model(tmp_path / "best.keras")
     evaluated = best.evaluate(*data, verbose=0)
     assert evaluated["loss"] == pytest.approx(min(logs["val_loss"]), rel=1e-4)
-    assert (tmp_path / "2.weights.h5").exists() and list((tmp_path / "tb").rglob("*ev*"))
+    assert (tmp_path / "2.weights.h5").exists() and list(
+        (tmp_path / "tb").rglob("*ev*")
+    )
 
 
 def test_an_interrupted_run_resumes_as_if_it_had_not_been(model, data, tmp_path):
@@ -147,7 +154,9 @@ def test_fit_takes_what_keras_fit_takes(model, data):
     for dataset in sets:
         logs = model.fit(dataset, validation_data=dataset, epochs=1, verbose=0).history
         assert np.isfinite(logs["val_loss"][0])
-        assert set(model.evaluate(dataset, verbose=0)) == {m.name for m in model.metrics}
+        assert set(model.evaluate(dataset, verbose=0)) == {
+            m.name for m in model.metrics
+        }
 
 
 def test_predict_and_call(model, data):
@@ -171,7 +180,9 @@ def test_samples_are_integers_and_functions_of_their_seed(model):
         np.testing.assert_array_equal(images, model.sample(10, seed=3, labels=labels))
         three = model.sample(3, seed=3, labels=labels[:3])
         np.testing.assert_array_equal(images[:3], three)
-    assert np.any(model.sample(10) != model.sample(10))  # the model's generator moves on
+    assert np.any(
+        model.sample(10) != model.sample(10)
+    )  # the model's generator moves on
     assert model.sample(0, seed=1).shape == (0, *SHAPE)
 
 
@@ -206,7 +217,10 @@ def test_picture_callbacks(model, data, tmp_path, capsys):
 
 
 BAD_IMAGES = {
-    "shape": (np.zeros((4, 9, 8, 1), "uint8"), r"\(batch, 8, 8, 1\).*got shape \(.*, 9, 8"),
+    "shape": (
+        np.zeros((4, 9, 8, 1), "uint8"),
+        r"\(batch, 8, 8, 1\).*got shape \(.*, 9, 8",
+    ),
     "rank": (np.zeros((4, 8, 8), "uint8"), r"got shape \(4, 8, 8\)"),
     "floats": (np.zeros((4, 8, 8, 1), "float32"), "integer images.*got float32"),
     "nan": (np.full((4, 8, 8, 1), np.nan), "float64 with NaN"),
@@ -275,7 +289,9 @@ def test_unconditional_models_ignore_labels(digits, digit_labels):
     model = FAMILIES["vae"]()
     model.compile("adam")
     model.fit(digits, digit_labels, verbose=0)
-    assert numpy(ops.stop_gradient(model.elbo(digits[:4], digit_labels[:4]))).shape == (4,)
+    assert numpy(ops.stop_gradient(model.elbo(digits[:4], digit_labels[:4]))).shape == (
+        4,
+    )
 
 
 @pytest.mark.parametrize(
@@ -321,4 +337,6 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt), kgen.files.atomic(path) as unfinished:
         unfinished.write_text("half")
         raise KeyboardInterrupt
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["m.txt"]
+    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == [
+        "m.txt"
+    ]

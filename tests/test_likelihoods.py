@@ -38,7 +38,9 @@ def pixel(kind, params, values):
     """log p of each of `values` for one pixel with `params`: (len(values),)."""
     n = len(values)
     params = np.broadcast_to(params, (n, 1, 1, len(params)))
-    return numpy(kind.log_prob(tensor(params), tensor(values, "int32")[:, None, None, None]))
+    return numpy(
+        kind.log_prob(tensor(params), tensor(values, "int32")[:, None, None, None])
+    )
 
 
 @pytest.mark.parametrize("kind,levels", CASES, ids=NAMES)
@@ -111,7 +113,9 @@ def test_draws_follow_the_probabilities(kind, levels, rng):
         params = np.array([0.3, -2.0])
     n = 20_000
     u = ((np.arange(n) + 0.5) / n)[:, None, None, None]
-    drawn = numpy(kind.draw(tensor(np.broadcast_to(params, (n, 1, 1, len(params)))), tensor(u)))
+    drawn = numpy(
+        kind.draw(tensor(np.broadcast_to(params, (n, 1, 1, len(params)))), tensor(u))
+    )
     order = np.diff(drawn.ravel())
     assert np.all(order <= 0) if kind.name == "bernoulli" else np.all(order >= 0)
     frequencies = np.bincount(drawn.ravel(), minlength=levels) / n

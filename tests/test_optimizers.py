@@ -39,7 +39,9 @@ def test_each_member_is_its_own_optimizer(digits):
     for still in ("generator", "discriminator"):
         rates = {"generator": 1e-2, "discriminator": 1e-2} | {still: 0.0}
         model = TinyGAN()
-        model.compile(Alternating(**{k: keras.optimizers.SGD(v) for k, v in rates.items()}))
+        model.compile(
+            Alternating(**{k: keras.optimizers.SGD(v) for k, v in rates.items()})
+        )
         before = {k: [numpy(v).copy() for v in getattr(model, k).trainable_variables]
                   for k in rates}  # fmt: skip
         model.fit(digits[:64], verbose=0)
@@ -68,7 +70,9 @@ def test_an_interrupted_run_resumes_both_optimizers(digits, tmp_path):
     from kgen.data import Batches
 
     def fit(model, epochs, **kwargs):
-        model.fit(Batches(digits, batch_size=64, seed=1), epochs=epochs, verbose=0, **kwargs)
+        model.fit(
+            Batches(digits, batch_size=64, seed=1), epochs=epochs, verbose=0, **kwargs
+        )
 
     def backup():
         return keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)

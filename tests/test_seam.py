@@ -30,7 +30,9 @@ class Quadratic(GenerativeModel):
         super().__init__((1, 1, 1), 256, **kwargs)
         self.used, self.factor = list(used), factor
         self.w = [
-            self.add_weight(shape=(2,), initializer="zeros", name=f"w{i}", dtype="float32")
+            self.add_weight(
+                shape=(2,), initializer="zeros", name=f"w{i}", dtype="float32"
+            )
             for i in range(2)
         ]
         self.norm = layers.BatchNormalization(momentum=0.5)
@@ -79,7 +81,7 @@ IMAGES = np.arange(12, dtype="uint8").reshape(12, 1, 1, 1)
 
 
 def test_trap_1_what_the_loss_changes_inside_a_step_comes_out():
-    """Batch normalisation, seeds and metrics, updated inside `minimize`, under `fit`."""
+    """Batch normalisation, seeds, metrics: updated inside `minimize`, under `fit`."""
     model = Quadratic()
     model.compile(keras.optimizers.SGD(0.1))
     seed = numpy(model.seed_generator.state).copy()
@@ -129,9 +131,7 @@ def test_input_gradient_is_a_derivative_and_has_one():
             x = ops.reshape(ops.cast(x, "float32"), (-1, 2))
 
             def loss():
-                g = self.input_gradient(
-                    lambda x: ops.sum(self.w[0] * x**3, axis=-1), x
-                )
+                g = self.input_gradient(lambda x: ops.sum(self.w[0] * x**3, axis=-1), x)
                 return ops.sum(ops.square(g)), x
 
             self.minimize(loss)
@@ -140,7 +140,9 @@ def test_input_gradient_is_a_derivative_and_has_one():
     model = Penalised(used=(True, False))
     model.compile(keras.optimizers.SGD(1e-3))
     model.w[0].assign(a)
-    model.fit(np.array([1, 2, 2, 1], "uint8").reshape(4, 1, 1, 1), shuffle=False, verbose=0)
+    model.fit(
+        np.array([1, 2, 2, 1], "uint8").reshape(4, 1, 1, 1), shuffle=False, verbose=0
+    )
     expected = a - 1e-3 * 18 * a * np.array([1 + 16, 16 + 1])
     np.testing.assert_allclose(numpy(model.w[0]), expected, rtol=1e-5)
 
@@ -173,7 +175,7 @@ def test_trap_4_the_loss_is_scaled_before_differentiating(factor):
 
 
 def test_trap_4_overflow_is_skipped_not_learned_from(binary):
-    """Too large a scale: steps are skipped and the scale halves until they are finite."""
+    """Too large a scale: steps are skipped, and it halves until they are finite."""
     keras.config.set_dtype_policy("mixed_float16")
     model = VAE((8, 8, 1), latent_dim=2, hidden_units=(16,))
     model.compile(keras.optimizers.Adam(1e-2))

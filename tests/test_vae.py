@@ -123,7 +123,10 @@ def test_elbo_estimates_average_to_the_elbo():
 
 def test_bounds_are_functions_of_the_image_whatever_the_batch(binary):
     model = VAE((8, 8, 1), latent_dim=3, hidden_units=(8,))
-    together, alone = model.log_prob(binary[:6], 3000), model.log_prob(binary[4:5], 3000)
+    together, alone = (
+        model.log_prob(binary[:6], 3000),
+        model.log_prob(binary[4:5], 3000),
+    )
     np.testing.assert_allclose(numpy(together)[4], numpy(alone)[0], rtol=1e-5)
     assert numpy(model.log_prob(binary[4:5], 50)) != numpy(
         model.log_prob(binary[4:5], 50, seed=1)
@@ -266,7 +269,9 @@ def test_interpolation_ends_at_the_reconstructions(digits):
     assert path.shape == (2, 5, 8, 8, 1)
     close(path[:, 0], model.reconstruct(digits[:2]), rtol=1e-4)
     close(path[:, -1], model.reconstruct(digits[2:4]), rtol=1e-4)
-    mean = 0.5 * (numpy(model.encode(digits[:2])[0]) + numpy(model.encode(digits[2:4])[0]))
+    mean = 0.5 * (
+        numpy(model.encode(digits[:2])[0]) + numpy(model.encode(digits[2:4])[0])
+    )
     close(path[:, 2], model.decode(mean), rtol=1e-4)
 
 
@@ -287,15 +292,16 @@ def test_networks_for_any_shape(shape, kind, rng):
     before = [numpy(v).copy() for v in model.trainable_variables]
     model.compile(keras.optimizers.Adam(1e-2))
     model.fit(x, y, verbose=0)
-    moved = [np.any(numpy(v) != b) for v, b in zip(model.trainable_variables, before)]
+    moved = [
+        np.any(numpy(v) != b)
+        for v, b in zip(model.trainable_variables, before, strict=True)
+    ]
     assert all(moved)
 
 
 @pytest.mark.parametrize("likelihood", ["categorical", "discretized_logistic"])
 def test_training_raises_the_bound_on_real_digits(digits, likelihood):
-    model = VAE(
-        (8, 8, 1), 17, latent_dim=4, hidden_units=(64,), likelihood=likelihood
-    )
+    model = VAE((8, 8, 1), 17, latent_dim=4, hidden_units=(64,), likelihood=likelihood)
     model.compile(keras.optimizers.Adam(3e-3))
     first = model.evaluate(digits[:64], verbose=0)["bits_per_dim"]
     model.fit(digits[64:], epochs=20, batch_size=32, verbose=0)
@@ -310,7 +316,9 @@ def test_a_latent_that_overflowed_would_not_be_nan(binary):
 
 
 def test_wrong_networks_and_arguments_are_told():
-    narrow = keras.Sequential([layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(3)])
+    narrow = keras.Sequential(
+        [layers.Input((8, 8, 1)), layers.Flatten(), layers.Dense(3)]
+    )
     with pytest.raises(ValueError, match=r"must give \(None, 4\).*got \(None, 3\)"):
         VAE((8, 8, 1), latent_dim=2, encoder=narrow)
     with pytest.raises(ValueError, match="latent_dim must be positive"):

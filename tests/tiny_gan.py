@@ -29,7 +29,7 @@ class TinyGAN(GenerativeModel):
             [
                 layers.Input((self.num_dims,)),
                 layers.Dense(8, activation="tanh", **policy),
-                # a seed: without one Keras' dropout on PyTorch takes the global generator
+                # seeded: otherwise Keras on PyTorch takes the global generator
                 layers.Dropout(0.1, seed=1, **policy),
                 layers.Dense(1, **policy),
             ],

@@ -1,4 +1,4 @@
-"""The seam between kgen and the frameworks: one file per backend, same names, same order.
+"""The seam between kgen and the frameworks: a file per backend, of one outline.
 
 `step(fn)`                     turns a stateful `train_step`/`test_step` body into what
                                the backend's `fit` calls

@@ -24,7 +24,7 @@ def _state(model, lists=4):
 
 
 def step(fn):
-    """Turns `step(self, data) -> logs` into `step(self, state, data) -> logs, state`."""
+    """Turns `step(self, data) -> logs` into `(self, state, data) -> logs, state`."""
 
     @functools.wraps(fn)
     def stateless(self, state, data):
@@ -43,8 +43,8 @@ def step(fn):
 
 
 def _nested(model, fn, variables=()):
-    """`fn` as a pure function of (its arguments, values of `variables`): returns what it
-    returns and the new values of the rest of the state."""
+    """`fn` as a pure function of the values of `variables` and its own arguments, which
+    also returns the rest of the state; and a function that takes that back."""
     mine = {id(v) for v in variables}
     optimizer = model.optimizer.variables if model.compiled else []
     state = sum(_state(model, 3), []) + optimizer
@@ -52,7 +52,10 @@ def _nested(model, fn, variables=()):
     before = [v.value for v in rest]
 
     def pure(values, *args):
-        mapping = [*zip(variables, values, strict=True), *zip(rest, before, strict=True)]
+        mapping = [
+            *zip(variables, values, strict=True),
+            *zip(rest, before, strict=True),
+        ]
         with keras.StatelessScope(mapping) as scope:
             result = fn(*args)
         return result, [scope.get_current_value(v) for v in rest]

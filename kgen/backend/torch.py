@@ -32,9 +32,9 @@ def input_gradient(model, fn, x):
     with torch.enable_grad():
         x = x if x.requires_grad else x.detach().requires_grad_()
         total = fn(x).sum()
-        return torch.autograd.grad(
-            total, x, create_graph=True, materialize_grads=True
-        )[0]
+        return torch.autograd.grad(total, x, create_graph=True, materialize_grads=True)[
+            0
+        ]
 
 
 def compiled(model, fn, gradients=False):

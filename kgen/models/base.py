@@ -9,6 +9,8 @@ import numpy as np
 from keras import ops
 
 from kgen import backend, export, files, presets, random
+from kgen.callbacks import SetEpoch
+from kgen.checks import check_images, check_labels
 from kgen.optimizers import Alternating
 
 _MAX_DRAW = 256  # images drawn at once
@@ -37,7 +39,9 @@ class GenerativeModel(keras.Model):
         if not 2 <= levels <= 256:
             raise ValueError(f"levels must be in 2..256 (8 bit); got {levels}.")
         if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes must be None or positive; got {num_classes}.")
+            raise ValueError(
+                f"num_classes must be None or positive; got {num_classes}."
+            )
         self.levels = int(levels)
         self.num_classes = num_classes
         self.num_dims = int(np.prod(self.image_shape))
@@ -63,35 +67,26 @@ class GenerativeModel(keras.Model):
         return ops.one_hot(ops.cast(labels, "int32"), self.num_classes)
 
     def checked(self, x, labels=None):
-        """Images and labels as tensors; a ValueError says what is wrong with them."""
+        """(images,) or, for conditional models, (images, labels), as tensors; a
+        ValueError says what is wrong with them."""
         check_images(x, self.image_shape, self.levels)
-        self._check_labels(labels)
-        labels = None if labels is None else ops.convert_to_tensor(labels, "int32")
-        return ops.convert_to_tensor(x), self._own(labels)
+        labels = self.checked_labels(labels)
+        x = ops.convert_to_tensor(x)
+        return (x,) if labels is None else (x, labels)
 
-    def _own(self, labels):
-        """The labels where the model is conditional; other models have no use for
-        them, whatever the data set carries."""
-        return None if self.num_classes is None else labels
-
-    def _check_labels(self, labels):
+    def checked_labels(self, labels):
+        """Labels as a tensor, or None: other models have no use for them, whatever the
+        data set carries. A ValueError says what is wrong with them."""
         if self.num_classes is None:
-            return
-        if labels is None:
-            raise ValueError(
-                f"This model is conditional (num_classes={self.num_classes}): pass "
-                "labels with the images, as `fit(x, labels)` or in the data set as "
-                "(images, labels)."
-            )
+            return None
         check_labels(labels, self.num_classes)
+        return ops.cast(labels, "int32")
 
     def unpack(self, data):
         """A batch that `fit` passes on -> images, labels or None, weights or None."""
         x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         check_images(x, self.image_shape, self.levels, values=False)
-        if self.num_classes is not None and labels is None:
-            self._check_labels(None)
-        return x, self._own(labels), sample_weight
+        return x, self.checked_labels(labels), sample_weight
 
     # Training
 
@@ -120,7 +115,7 @@ class GenerativeModel(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
 
     def minimize(self, fn, network=None):
-        """One optimizer step on `fn() -> (scalar loss, aux)`; returns the same, unscaled.
+        """One optimizer step on `fn() -> (scalar loss, aux)`; returns these, unscaled.
 
         `network`, an attribute such as "generator", limits it to that network's
         variables and to its member of an `Alternating` optimizer.
@@ -149,7 +144,9 @@ class GenerativeModel(keras.Model):
             metric.update_state(values[metric.name], sample_weight)
         return self.get_metrics_result()
 
-    def fit(self, x=None, y=None, *args, validation_data=None, callbacks=None, **kwargs):
+    def fit(
+        self, x=None, y=None, *args, validation_data=None, callbacks=None, **kwargs
+    ):
         """As `keras.Model.fit`, with images checked where their values can be seen.
 
         Data sets that make their own batches keep their order: Keras would shuffle a
@@ -162,10 +159,8 @@ class GenerativeModel(keras.Model):
         if validation_data is not None:
             parts = keras.utils.unpack_x_y_sample_weight(validation_data)
             self._check_data(*parts[:2], what="validation_data")
-        if hasattr(x, "set_epoch") and not isinstance(
-            callbacks, keras.callbacks.CallbackList
-        ):
-            callbacks = [*_as_list(callbacks), _SetEpoch(x)]
+        if hasattr(x, "set_epoch"):
+            callbacks = [SetEpoch(x), *keras.tree.flatten(callbacks or [])]
         return super().fit(
             x, y, *args, validation_data=validation_data, callbacks=callbacks, **kwargs
         )
@@ -179,7 +174,7 @@ class GenerativeModel(keras.Model):
     def _check_data(self, x, y, what="x"):
         if isinstance(x, (np.ndarray, list)) or backend.concrete(x) is not None:
             check_images(x, self.image_shape, self.levels, what)
-            self._check_labels(y)
+            self.checked_labels(y)
 
     # Drawing
 
@@ -234,12 +229,13 @@ class GenerativeModel(keras.Model):
     # Keeping
 
     def endpoints(self):
-        """{signature: (function, names of its inputs)}, all in plain ops; see export."""
-        inputs = ("seed",) if self.num_classes is None else ("seed", "label")
-        return {"sample": (lambda **kw: {"images": self._serve_draw(**kw)}, inputs)}
+        """{signature: (function, its input, names of its outputs)}; see export. The
+        functions take labels too, and work on symbolic tensors."""
+        return {"sample": (self._draw_bytes, "seed", ["images"])}
 
-    def _serve_draw(self, seed, label=None):
-        return ops.cast(self.draw(*([seed] if label is None else [seed, label])), "uint8")
+    def _draw_bytes(self, seeds, labels=None):
+        seeds_and_labels = (seeds,) if labels is None else (seeds, labels)
+        return ops.cast(self.draw(*seeds_and_labels), "uint8")
 
     def export(self, path, **kwargs):
         """Writes a SavedModel for TensorFlow Serving to `path`; see `kgen.export`."""
@@ -285,75 +281,8 @@ class GenerativeModel(keras.Model):
                 state.assign(store[f"seed_{i}"])
 
 
-class _SetEpoch(keras.callbacks.Callback):
-    """Tells data which epoch it is, so that a resumed run sees what it would have."""
-
-    def __init__(self, data):
-        super().__init__()
-        self.data = data
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.data.set_epoch(epoch)
-
-
 def _placeholder(x, y, kwargs):
     """Labels for Keras, which drops `sample_weight` without a word if y is None."""
     if y is None and kwargs.get("sample_weight") is not None:
         return np.zeros(len(x), "int32")
     return y
-
-
-def _as_list(callbacks):
-    if callbacks is None:
-        return []
-    return list(callbacks) if isinstance(callbacks, (list, tuple)) else [callbacks]
-
-
-def check_images(x, image_shape, levels, what="x", values=True):
-    """Raises a ValueError unless x is (B, *image_shape) integers in 0..levels-1.
-
-    With `values=False`, or while tracing, only shape and dtype are looked at.
-    """
-    expected = (
-        f"expected integer images (batch, {', '.join(map(str, image_shape))}) with "
-        f"values 0..{levels - 1}"
-    )
-    seen = np.asarray(x) if isinstance(x, (np.ndarray, list, tuple)) else None
-    if seen is None and values:
-        seen = backend.concrete(x)
-    look = x if seen is None else seen
-    if not hasattr(look, "dtype") or not hasattr(look, "shape"):
-        raise ValueError(f"{what}: {expected}; got {type(x).__name__}.")
-    if tuple(look.shape[1:]) != tuple(image_shape) or len(look.shape) != 4:
-        raise ValueError(f"{what}: {expected}; got shape {tuple(look.shape)}.")
-    dtype = keras.backend.standardize_dtype(look.dtype)
-    if not (dtype.startswith(("int", "uint")) or dtype == "bool"):
-        nans = seen is not None and bool(np.isnan(seen).any())
-        raise ValueError(
-            f"{what}: {expected}; got {dtype}{' with NaN' if nans else ''}. Pass the "
-            "integers themselves: kgen scales inside. `kgen.data.quantize` maps 8-bit "
-            "images to fewer levels."
-        )
-    if seen is None or not values:
-        return
-    if seen.size == 0:
-        raise ValueError(f"{what}: {expected}; got no images at all.")
-    low, high = int(seen.min()), int(seen.max())
-    if low < 0 or high > levels - 1:
-        raise ValueError(
-            f"{what}: {expected}; got values {low}..{high}. Build the model with "
-            f"levels={high + 1} or more, or map the images with `kgen.data.quantize`."
-        )
-
-
-def check_labels(labels, num_classes):
-    """Raises a ValueError unless labels are integers (B,) in 0..num_classes-1."""
-    seen = backend.concrete(labels)
-    seen = np.asarray(labels) if isinstance(labels, (np.ndarray, list)) else seen
-    expected = f"expected integer labels (batch,) in 0..{num_classes - 1}"
-    if seen is None:
-        return
-    if seen.ndim != 1 or not np.issubdtype(seen.dtype, np.integer):
-        raise ValueError(f"labels: {expected}; got {seen.dtype} {seen.shape}.")
-    if seen.size and (seen.min() < 0 or seen.max() >= num_classes):
-        raise ValueError(f"labels: {expected}; got {seen.min()}..{seen.max()}.")

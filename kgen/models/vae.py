@@ -1,6 +1,7 @@
 """Variational autoencoder.
 
-    D. P. Kingma, M. Welling. Auto-Encoding Variational Bayes. ICLR 2014, arXiv:1312.6114
+    D. P. Kingma, M. Welling. Auto-Encoding Variational Bayes. ICLR 2014,
+        arXiv:1312.6114
     D. J. Rezende, S. Mohamed, D. Wierstra. Stochastic Backpropagation and Approximate
         Inference in Deep Generative Models. ICML 2014, arXiv:1401.4082
     Y. Burda, R. Grosse, R. Salakhutdinov. Importance Weighted Autoencoders. ICLR 2016,
@@ -10,8 +11,8 @@
 A latent z ~ N(0, I) explains an image through p(x | z). With q(z | x) = N(mean, diag
 exp(log_var)) from the encoder,
 
-    log p(x) >= E_q[log p(x | z)] - KL(q(z | x), p(z)) = ELBO(x)                      (1)
-    log p(x) >= E log 1/k sum_i p(x | z_i) p(z_i) / q(z_i | x),   z_i ~ q(z | x)      (2)
+    log p(x) >= E_q[log p(x | z)] - KL(q(z | x), p(z)) = ELBO(x)                   (1)
+    log p(x) >= E log 1/k sum_i p(x | z_i) p(z_i) / q(z_i | x),   z_i ~ q(z | x)   (2)
 
 (1): eq. 3 of Kingma and Welling, the KL in closed form (their appendix B), one z a
 training step. (2): eq. 8 of Burda et al., tight as k grows. Training descends
@@ -35,8 +36,8 @@ from kgen import backend, random
 from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
 from kgen.metrics import bits_per_dim, log_mean_weight
-from kgen.models import vae_networks
 from kgen.models.base import GenerativeModel
+from kgen.models.vae_networks import networks
 
 _LATENT, _PIXELS = 0, 1  # streams of one seed
 
@@ -46,9 +47,8 @@ class VAE(GenerativeModel):
     """Variational autoencoder with a Gaussian posterior; see the module for equations.
 
     Args:
-        image_shape: (H, W, C).
-        levels: integer values of a pixel, 2 to 256.
-        num_classes: None, or K: encoder and decoder then see the label too.
+        image_shape, levels, num_classes: see GenerativeModel. With K = num_classes,
+            encoder and decoder see the label.
         latent_dim: L.
         hidden_units: dense layers of the encoder, the decoder's reversed; by default
             (200, 200), or none where there are `filters`.
@@ -57,11 +57,10 @@ class VAE(GenerativeModel):
         likelihood: "bernoulli" (2 levels), "categorical", "discretized_logistic"; None
             for Bernoulli at 2 levels and the discretised logistic at more.
         beta: weight of the KL in the training loss (the ELBO is reported with 1).
-        encoder: a Keras model of your own, from images scaled to 0..1 (B, H, W, C) to
-            (B, 2 L), mean and log variance. With `num_classes`, of two inputs: images
-            and one-hot labels (B, K).
-        decoder: a Keras model of your own, from z (B, L) to the likelihood's parameters
-            (B, H, W, C P). With `num_classes`, of two inputs: z and one-hot labels.
+        encoder: a Keras model of your own, from images scaled to 0..1 (B, H, W, C) [and
+            one-hot labels (B, K)] to (B, 2 L), mean and log variance.
+        decoder: a Keras model of your own, from z (B, L) [and one-hot labels (B, K)] to
+            the likelihood's parameters (B, H, W, C P).
 
     Metrics, means over images: `loss` (what is minimised), `elbo_nats`,
     `reconstruction_nats` (-E log p(x | z)), `kl_nats`, `bits_per_dim`
@@ -71,7 +70,6 @@ class VAE(GenerativeModel):
         model = kgen.models.VAE((28, 28, 1), latent_dim=50)
         model.compile(keras.optimizers.Adam(1e-3))
         model.fit(images, validation_data=held_out, epochs=20)
-        model.log_prob(test[:100], num_samples=5000)   # (100,) nats
     """
 
     def __init__(
@@ -91,78 +89,51 @@ class VAE(GenerativeModel):
     ):
         super().__init__(image_shape, levels, num_classes, **kwargs)
         if latent_dim < 1 or beta < 0:
-            raise ValueError(
-                "latent_dim must be positive and beta not negative; got "
-                f"latent_dim={latent_dim}, beta={beta}."
-            )
+            got = f"latent_dim={latent_dim}, beta={beta}"
+            raise ValueError(f"latent_dim must be positive, beta not negative: {got}")
         self.latent_dim = int(latent_dim)
-        self.hidden_units = tuple((() if filters else (200, 200)) if hidden_units is None
-                                  else hidden_units)
+        if hidden_units is None:
+            hidden_units = () if filters else (200, 200)
+        self.hidden_units = tuple(hidden_units)
         self.filters = tuple(filters or ())
         self.activation = activation
         self.likelihood = likelihood_of(likelihood, self.levels)
         self.beta = beta
-        self._own_networks = [encoder is not None, decoder is not None]
-        build_encoder, build_decoder = self._default_networks()
-        self.encoder = encoder or build_encoder()
-        self.decoder = decoder or build_decoder()
-        self._check_networks()
+        given = {"encoder": encoder, "decoder": decoder}
+        self._own_networks = [name for name, network in given.items() if network]
+        self.encoder, self.decoder = networks(
+            encoder,
+            decoder,
+            image_shape=self.image_shape,
+            latent_dim=self.latent_dim,
+            num_params=self.likelihood.num_params,
+            num_classes=self.num_classes,
+            hidden_units=self.hidden_units,
+            filters=self.filters,
+            activation=activation,
+            dtype=self.dtype_policy,
+        )
         self.sampling = Sampling()
-        self.elbo_tracker = keras.metrics.Mean("elbo_nats")
-        self.reconstruction_tracker = keras.metrics.Mean("reconstruction_nats")
-        self.kl_tracker = keras.metrics.Mean("kl_nats")
-        self.bits_tracker = keras.metrics.Mean("bits_per_dim")
-        self._elbo = backend.compiled(self, self._elbo_of, gradients=True)
+        names = ("elbo_nats", "reconstruction_nats", "kl_nats", "bits_per_dim")
+        self.trackers = [keras.metrics.Mean(name) for name in names]
+        self._elbo = backend.compiled(self, self._keyed_elbo, gradients=True)
         self._log_weights = backend.compiled(self, self.log_weights, gradients=True)
-        self._draw_expected = backend.compiled(self, self._expected_from_seeds)
+        self._draw_expected = backend.compiled(self, self._draw_mean)
         self.built = True
 
-    # Networks
+    def _given(self, x, labels):
+        """What a network takes: `x`, or with labels also the one-hot of them."""
+        return x if labels is None else [x, self.one_hot(labels)]
 
-    def _default_networks(self):
-        H, W, C = self.image_shape
-        common = {
-            "hidden_units": self.hidden_units,
-            "filters": self.filters,
-            "activation": self.activation,
-            "dtype": self.dtype_policy,
-        }
-        params = (H, W, C * self.likelihood.num_params)
-        return (
-            lambda: vae_networks.encoder(
-                self.image_shape, self.num_classes, 2 * self.latent_dim, **common
-            ),
-            lambda: vae_networks.decoder(
-                self.latent_dim, self.num_classes, params, **common
-            ),
-        )
-
-    def _check_networks(self):
-        H, W, C = self.image_shape
-        expected = (None, H, W, C * self.likelihood.num_params)
-        for network, shape in (
-            (self.encoder, (None, 2 * self.latent_dim)),
-            (self.decoder, expected),
-        ):
-            if tuple(network.output_shape) != shape:
-                raise ValueError(
-                    f"The network '{network.name}' must give {shape} (mean and log "
-                    "variance from an encoder, likelihood parameters from a decoder); "
-                    f"got {tuple(network.output_shape)}."
-                )
-
-    def _posterior(self, x, labels, training=False):
+    def _posterior(self, x, labels=None, training=False):
         """q(z | x): mean and log_var, float32 (B, L) each."""
-        x = self.scale(x)
-        inputs = [x] if labels is None else [x, self.one_hot(labels)]
-        h = ops.cast(self.encoder(_unlist(inputs), training=training), "float32")
-        mean, log_var = ops.split(h, 2, axis=-1)
+        h = self.encoder(self._given(self.scale(x), labels), training=training)
+        mean, log_var = ops.split(ops.cast(h, "float32"), 2, axis=-1)
         return mean, ops.clip(log_var, -20.0, 20.0)
 
-    def _params(self, z, labels, training=False):
+    def _params(self, z, labels=None, training=False):
         """The likelihood's parameters p(x | z): (B, H, W, C P)."""
-        inputs = [z] if labels is None else [z, self.one_hot(labels)]
-        return self.decoder(_unlist(inputs), training=training)
+        return self.decoder(self._given(z, labels), training=training)
 
     # Training
 
@@ -206,9 +177,9 @@ class VAE(GenerativeModel):
 
     def elbo(self, x, labels=None):
         """A one-sample estimate of the ELBO (1), a function of the image: (B,) nats."""
-        return self._elbo(*_given(*self.checked(x, labels)))
+        return self._elbo(*self.checked(x, labels))
 
-    def _elbo_of(self, x, labels=None):
+    def _keyed_elbo(self, x, labels=None):
         return self._terms(x, labels, self._noise(x))["elbo_nats"]
 
     def log_prob(self, x, num_samples=100, labels=None, seed=0):
@@ -218,8 +189,8 @@ class VAE(GenerativeModel):
         `num_samples` only where gradients are recorded; for whole data sets see
         `kgen.metrics.importance_weighted_bound`.
         """
-        x, labels = self.checked(x, labels)
-        return log_mean_weight(self._log_weights, x, num_samples, labels, seed)
+        checked = self.checked(x, labels)
+        return log_mean_weight(self._log_weights, num_samples, seed, *checked)
 
     def log_weights(self, x, keys, streams, labels=None):
         """log p(x, z) / q(z | x) for k latents drawn from q: (B, k) nats.
@@ -251,46 +222,34 @@ class VAE(GenerativeModel):
     def decode(self, z, labels=None):
         """E[x | z] of latents (B, L): float32 (B, H, W, C) in 0..levels-1; for two
         levels this is the probability of 1."""
-        z = ops.convert_to_tensor(z, "float32")
+        z = ops.cast(z, "float32")
         if len(z.shape) != 2 or z.shape[1] != self.latent_dim:
             raise ValueError(
                 f"z: expected (batch, {self.latent_dim}); got shape {tuple(z.shape)}."
             )
-        self._check_labels(labels)
-        return self.likelihood.mean(self._params(z, self._own(labels)))
+        return self.likelihood.mean(self._params(z, self.checked_labels(labels)))
 
     def reconstruct(self, x, labels=None):
         """E[x | z = posterior mean]: float32 (B, H, W, C) in 0..levels-1."""
-        mean, _ = self.encode(x, labels)
-        return self.decode(mean, labels)
+        return self.decode(self.encode(x, labels)[0], labels)
 
     def call(self, inputs, training=False):
         """`reconstruct` for `predict`: images, or (images, labels) if conditional."""
         x, labels = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
-        self._check_labels(labels)
-        mean, _ = self._posterior(x, self._own(labels), training)
-        params = self._params(mean, self._own(labels), training)
-        return self.likelihood.mean(params)
+        labels = self.checked_labels(labels)
+        mean, _ = self._posterior(x, labels, training)
+        return self.likelihood.mean(self._params(mean, labels, training))
 
     def interpolate(self, a, b, steps, labels=None):
-        """Expected images on the straight line between two images' posterior means.
-
-        Args:
-            a, b: images (B, H, W, C).
-            steps: how many, both ends included.
-
-        Returns: float32 (B, steps, H, W, C).
-        """
-        start, _ = self.encode(a, labels)
-        end, _ = self.encode(b, labels)
-        images = []
-        for t in np.linspace(0.0, 1.0, steps):
-            images.append(self.decode((1.0 - t) * start + t * end, labels))
-        return ops.stack(images, axis=1)
+        """Expected images on the straight line between the posterior means of images
+        a and b, (B, H, W, C) each, both ends included: float32 (B, steps, H, W, C)."""
+        (start, _), (end, _) = self.encode(a, labels), self.encode(b, labels)
+        path = [(1.0 - t) * start + t * end for t in np.linspace(0.0, 1.0, steps)]
+        return ops.stack([self.decode(z, labels) for z in path], axis=1)
 
     # Drawing
 
-    def _prior(self, seeds, labels):
+    def _drawn_params(self, seeds, labels):
         z = random.normals(seeds, self.latent_dim, _LATENT)  # (B, L)
         return self._params(z, labels)
 
@@ -298,10 +257,10 @@ class VAE(GenerativeModel):
         """x ~ p(x | z), z ~ N(0, I): integers (B, H, W, C)."""
         u = random.uniforms(seeds, self.num_dims, _PIXELS)  # (B, H W C)
         u = ops.reshape(u, (-1, *self.image_shape))
-        return self.likelihood.draw(self._prior(seeds, labels), u)
+        return self.likelihood.draw(self._drawn_params(seeds, labels), u)
 
-    def _expected_from_seeds(self, seeds, labels=None):
-        return self.likelihood.mean(self._prior(seeds, labels))
+    def _draw_mean(self, seeds, labels=None):
+        return self.likelihood.mean(self._drawn_params(seeds, labels))
 
     def sample_expected(self, n, seed=None, labels=None, verbose="auto"):
         """E[x | z] for the very z that `sample` draws from the same seed: float32 NumPy
@@ -311,40 +270,15 @@ class VAE(GenerativeModel):
     # Keeping
 
     def endpoints(self):
-        names = ("label",) if self.num_classes else ()
-
-        def on_images(fn):
-            return (
-                lambda images, label=None: fn(images, label), ("images", *names)
-            )
-
-        def encode(x, labels):
-            mean, log_var = self._posterior(x, labels)
-            return {"mean": mean, "log_var": log_var}
-
-        def elbo(x, labels):
-            return {"elbo": self._elbo_of(x, labels)}
-
-        def reconstruct(x, labels):
-            return {"images": self.call(x if labels is None else (x, labels))}
-
-        def decode(z, label=None):
-            return {"images": self.likelihood.mean(self._params(z, label))}
-
         return super().endpoints() | {
-            "elbo": on_images(elbo),
-            "encode": on_images(encode),
-            "decode": (decode, ("z", *names)),
-            "reconstruct": on_images(reconstruct),
+            "elbo": (self.elbo, "images", ["elbo"]),
+            "encode": (self.encode, "images", ["mean", "log_var"]),
+            "decode": (self.decode, "z", ["images"]),
+            "reconstruct": (self.reconstruct, "images", ["images"]),
         }
 
     def get_config(self):
-        networks = [
-            keras.saving.serialize_keras_object(network) if own else None
-            for network, own in zip(
-                (self.encoder, self.decoder), self._own_networks, strict=True
-            )
-        ]
+        own = {name: getattr(self, name) for name in self._own_networks}
         return super().get_config() | {
             "latent_dim": self.latent_dim,
             "hidden_units": self.hidden_units,
@@ -352,23 +286,11 @@ class VAE(GenerativeModel):
             "activation": self.activation,
             "likelihood": self.likelihood.name,
             "beta": self.beta,
-            "encoder": networks[0],
-            "decoder": networks[1],
+            **{k: keras.saving.serialize_keras_object(v) for k, v in own.items()},
         }
 
     @classmethod
     def from_config(cls, config):
-        networks = {
-            k: config.get(k) and keras.saving.deserialize_keras_object(config[k])
-            for k in ("encoder", "decoder")
-        }
-        return cls(**config | networks)
-
-
-def _given(*arguments):
-    """Those that are not None, as compiled functions take them."""
-    return [a for a in arguments if a is not None]
-
-
-def _unlist(inputs):
-    return inputs[0] if len(inputs) == 1 else inputs
+        own = {k: config[k] for k in ("encoder", "decoder") if k in config}
+        own = {k: keras.saving.deserialize_keras_object(v) for k, v in own.items()}
+        return cls(**config | own)

@@ -7,7 +7,27 @@ from keras import layers
 from kgen.layers import Crop
 
 
-def encoder(image_shape, num_classes, outputs, hidden_units, filters, **hidden):
+def networks(encoder, decoder, *, image_shape, latent_dim, num_params, **sizes):
+    """Those given, whose outputs are checked, or the default ones."""
+    H, W, C = image_shape
+    outputs, params = 2 * latent_dim, (H, W, C * num_params)
+    encoder = encoder or build_encoder(image_shape, outputs, **sizes)
+    decoder = decoder or build_decoder(latent_dim, params, **sizes)
+    for network, shape, what in (
+        (encoder, (outputs,), "mean and log variance of each latent"),
+        (decoder, params, "the likelihood's parameters"),
+    ):
+        if tuple(network.output_shape) != (None, *shape):
+            raise ValueError(
+                f"The network '{network.name}' must give {(None, *shape)}, {what}; got "
+                f"{tuple(network.output_shape)}."
+            )
+    return encoder, decoder
+
+
+def build_encoder(
+    image_shape, outputs, *, num_classes, hidden_units, filters, **hidden
+):
     """Scaled images (B, H, W, C) [and one-hot labels (B, K)] -> (B, outputs).
 
     `hidden` has the activation and the dtype of the hidden layers.
@@ -26,7 +46,9 @@ def encoder(image_shape, num_classes, outputs, hidden_units, filters, **hidden):
     return keras.Model(inputs, h, name="encoder")
 
 
-def decoder(latent_dim, num_classes, output_shape, hidden_units, filters, **hidden):
+def build_decoder(
+    latent_dim, output_shape, *, num_classes, hidden_units, filters, **hidden
+):
     """z (B, L) [and one-hot labels (B, K)] -> `output_shape`, (B, H, W, C P)."""
     inputs = [layers.Input((latent_dim,))]
     h = inputs[0]  # (B, L)

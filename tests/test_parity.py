@@ -1,0 +1,49 @@
+"""The same weights, data and noise give the same step, bounds and samples on each
+backend. Each backend's run compares itself to the next one's, all pairs in a circle."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from parity_child import results
+
+import kgen
+
+NEXT = {"tensorflow": "jax", "jax": "torch", "torch": "tensorflow"}
+
+
+def test_one_step_agrees_with_another_backend(digits, rng, tmp_path):
+    other = NEXT[kgen.backend.name]
+    if importlib.util.find_spec(other) is None:
+        pytest.skip(f"{other} is not installed: pip install 'kgen[all]'")
+    model = kgen.models.VAE((8, 8, 1), 17, latent_dim=4, hidden_units=(16, 12))
+    inputs = {
+        f"w{i}": rng.normal(0, 0.2, v.shape).astype("float32")
+        for i, v in enumerate(model.weights)
+    }
+    inputs["images"] = digits[:32]
+    inputs["epsilon"] = rng.normal(size=(32, 4)).astype("float32")
+    np.savez(tmp_path / "inputs.npz", **inputs)
+    child = Path(__file__).with_name("parity_child.py")
+    done = subprocess.run(
+        [sys.executable, child, tmp_path / "inputs.npz", tmp_path / "outputs.npz"],
+        env=os.environ | {"KERAS_BACKEND": other},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    ours = results(inputs)
+    with np.load(tmp_path / "outputs.npz") as theirs:
+        assert set(theirs.files) == set(ours)
+        for name in theirs.files:
+            if name == "sample":  # integers: equal but for ties within rounding
+                assert np.mean(theirs[name] != ours[name]) < 1e-3
+            elif name.startswith("step"):
+                assert np.abs(ours[name]).max() > 1e-4  # it is a step
+                np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
+            else:
+                np.testing.assert_allclose(ours[name], theirs[name], 1e-5, 1e-6)

@@ -1,0 +1,132 @@
+"""The recipes as a user runs them: scripts, in an empty folder, to the SavedModel."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import kgen
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+def command(recipe, *flags):
+    backend = ["--backend", kgen.backend.name]
+    return [sys.executable, str(RECIPES / recipe), *backend, *flags]
+
+
+def run(recipe, *flags, cwd, **env):
+    return subprocess.run(
+        command(recipe, *flags),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"KERAS_BACKEND": "no-such-backend"} | env,
+    )
+
+
+def prepared(name):
+    folder = os.environ.get("TFDS_DATA_DIR")
+    return bool(folder) and (Path(folder) / name).is_dir()
+
+
+@pytest.mark.parametrize(
+    "recipe,data",
+    [("vae_digits", None), ("vae_binarized_mnist", "binarized_mnist")],
+)
+def test_smoke_run_reaches_the_saved_model(recipe, data, tmp_path):
+    if data and not prepared(data):
+        pytest.skip(f"tfds has no prepared {data}: set TFDS_DATA_DIR")
+    pytest.importorskip("tensorflow")
+    done = run(f"{recipe}.py", "--smoke", "--seed", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "runs" / recipe
+    first = done.stdout.splitlines()[0]
+    assert first.startswith(f"backend     {kgen.backend.name}, keras")
+    for line in ("device", "data  ", "model  ", "parameters", "test_elbo_nats"):
+        assert line in done.stdout
+    for picture in ("samples", "samples_expected", "reconstructions"):
+        pixels = np.asarray(Image.open(out / f"{picture}.png"))
+        assert pixels.std() > 10  # not a blank picture
+    version = tmp_path / "saved_models" / recipe / "1"
+    assert (version / "saved_model.pb").exists() and (out / "model.keras").exists()
+    card = json.loads((out / "metrics.json").read_text())
+    assert card["seed"] == 3 and card["backend"] == kgen.backend.name
+    results = card["results"]
+    assert results["test_images"] == 100
+    assert -200 * 10 < results["test_elbo_nats"] < 0
+    assert results["test_bits_per_dim"] > 0
+
+
+def test_a_killed_run_resumes_to_the_same_end(tmp_path):
+    """SIGKILL after the second epoch, then --resume: the uninterrupted run's history
+    and weights."""
+    flags = ["vae_digits.py", "--epochs", "6", "--seed", "4"]
+    env = os.environ | {"PYTHONUNBUFFERED": "1"}
+    whole = run(*flags, "--out", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    killed = subprocess.Popen(
+        command(*flags, "--out", "cut"), cwd=tmp_path, env=env,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    with killed:
+        for line in killed.stdout:
+            if line.startswith("epoch 2/6"):
+                break
+        deadline = time.time() + 60
+        metadata = tmp_path / "cut" / "backup" / "training_metadata.json"
+        while time.time() < deadline:  # the callback's own file, once it is whole
+            if metadata.exists() and '"epoch": 2' in metadata.read_text():
+                break
+            time.sleep(0.01)
+        killed.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+    resumed = run(*flags, "--out", "cut", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert "epoch 1/6" not in resumed.stdout
+    cards = [
+        json.loads((tmp_path / out / "metrics.json").read_text())["results"]
+        for out in ("whole", "cut")
+    ]
+    assert cards[0]["test_elbo_nats"] == pytest.approx(
+        cards[1]["test_elbo_nats"], rel=1e-5
+    )
+    assert (tmp_path / "saved_models" / "vae_digits" / "2").is_dir()
+    histories = []
+    for out in ("whole", "cut"):
+        with open(tmp_path / out / "history.csv", newline="") as file:
+            histories.append(
+                {row["epoch"]: float(row["loss"]) for row in csv.DictReader(file)}
+            )
+    assert histories[0].keys() == histories[1].keys()
+    for epoch, loss in histories[0].items():
+        assert histories[1][epoch] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "flags,words",
+    [
+        (["--data", "no_such_set"], "no_such_set"),
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--backend", "mxnet"], "invalid choice: 'mxnet'"),
+    ],
+)
+def test_wrong_flags_are_told_without_a_traceback(flags, words, tmp_path):
+    done = run("vae_digits.py", *flags, cwd=tmp_path)
+    assert done.returncode != 0 and words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unwritable_out_is_told_before_any_work(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    done = run("vae_digits.py", "--out", "file/run", cwd=tmp_path)
+    assert done.returncode != 0 and "cannot write there" in done.stderr
+    assert "Traceback" not in done.stderr
