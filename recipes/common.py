@@ -181,7 +181,7 @@ def finish(args, model, splits, seconds, *, num_samples, test_images=None):
     _write_results(out / "metrics.json", args, model, splits, results)
     for key, value in results.items():
         print(
-            f"{key:24}{value:.4f}" if isinstance(value, float) else f"{key:24}{value}"
+            f"{key:28}{value:.4f}" if isinstance(value, float) else f"{key:28}{value}"
         )
     for made in ("samples.png", "samples_expected.png", "reconstructions.png"):
         print(out / made)

@@ -9,7 +9,7 @@ Published number: none for this data set; a uniform model is at 4.09 bits/dim, l
 
 from common import arguments, finish, fit, load
 
-args = arguments(__doc__, "vae_digits", data="digits", epochs=200, batch_size=64)
+args = arguments(__doc__, "vae_digits", data="digits", epochs=120, batch_size=64)
 
 import keras
 
