@@ -1,5 +1,6 @@
 """Pictures and progress while `fit` runs, the same on every backend."""
 
+import datetime
 import time
 from pathlib import Path
 
@@ -14,10 +15,12 @@ def image_grid(images, levels, columns=None, separator=1):
     """Images (N, H, W, C) in 0..levels-1 -> one picture, uint8 (height, width, 3).
 
     Rows are filled first; small images are enlarged by a whole factor. `columns` is by
-    default about the square root of N.
+    default about the square root of N. Of other than 1 or 3 channels, the first one or
+    three are shown.
     """
     images = np.asarray(images, "float32") * (255.0 / (levels - 1))
-    N, H, W, C = images.shape
+    images = images[..., :3] if images.shape[-1] >= 3 else images[..., :1]
+    N, H, W, _ = images.shape
     columns = columns or int(np.ceil(np.sqrt(N)))
     rows = -(-N // columns)
     cells = np.full((rows * columns, H + separator, W + separator, 3), 90, "uint8")
@@ -128,6 +131,8 @@ class Progress(keras.callbacks.Callback):
     def __init__(self, metrics=None, every=1):
         super().__init__()
         self.metrics, self.every = metrics, every
+
+    def on_train_begin(self, logs=None):
         self._first = None
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -141,7 +146,7 @@ class Progress(keras.callbacks.Callback):
         names = self.metrics or sorted(logs)
         values = "  ".join(f"{k} {logs[k]:.4g}" for k in names if k in logs)
         took = (time.time() - self._start) / (done - self._first)
-        left = time.strftime("%H:%M:%S", time.gmtime(took * (total - done)))
+        left = datetime.timedelta(seconds=round(took * (total - done)))
         print(
             f"epoch {done}/{total}  {values}  {took:.2g} s/epoch, {left} left",
             flush=True,
@@ -150,11 +155,19 @@ class Progress(keras.callbacks.Callback):
 
 class SetEpoch(keras.callbacks.Callback):
     """Tells a data set which epoch it is, by its `set_epoch(epoch)`, so that a resumed
-    run sees what the uninterrupted one would have. kgen's `fit` adds it by itself."""
+    run sees what the uninterrupted one would have. A further `fit` on the same data set
+    goes on where the last one ended. kgen's `fit` adds this callback by itself."""
 
     def __init__(self, data):
         super().__init__()
         self.data = data
 
+    def on_train_begin(self, logs=None):
+        self._first, self._before = None, getattr(self.data, "epochs_seen", 0)
+
     def on_epoch_begin(self, epoch, logs=None):
+        if self._first is None:
+            self._first = epoch
+        epoch = max(epoch, self._before + epoch - self._first)
         self.data.set_epoch(epoch)
+        self.data.epochs_seen = epoch + 1

@@ -6,6 +6,20 @@ import numpy as np
 from kgen import backend
 
 
+def check_data(model, x, y=None, what="x"):
+    """What `fit` is given: arrays whole, of data sets with random access a batch."""
+    if isinstance(x, (list, tuple)):
+        raise ValueError(
+            f"{what}: expected an array of images or a data set; got a "
+            f"{type(x).__name__}. Pass labels beside the images: fit(images, labels)."
+        )
+    if isinstance(x, keras.utils.PyDataset):
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(x[0])
+    if isinstance(x, np.ndarray) or backend.concrete(x) is not None:
+        check_images(x, model.image_shape, model.levels, what)
+        model.checked_labels(y)
+
+
 def check_images(x, image_shape, levels, what="x", values=True):
     """Raises a ValueError unless x is (B, *image_shape) integers in 0..levels-1.
 
@@ -43,19 +57,46 @@ def check_images(x, image_shape, levels, what="x", values=True):
         )
 
 
-def check_labels(labels, num_classes):
-    """Raises a ValueError unless labels are integers (B,) in 0..num_classes-1."""
+def check_labels(labels, num_classes, values=True):
+    """Raises a ValueError unless labels are integers (B,) in 0..num_classes-1.
+
+    With `values=False`, or while tracing, only shape and dtype are looked at.
+    """
     if labels is None:
         raise ValueError(
             f"This model is conditional (num_classes={num_classes}): pass labels with "
             "the images, as `fit(x, labels)` or in the data set as (images, labels)."
         )
-    seen = backend.concrete(labels)
-    seen = np.asarray(labels) if isinstance(labels, (np.ndarray, list)) else seen
-    expected = f"expected integer labels (batch,) in 0..{num_classes - 1}"
-    if seen is None:
-        return
-    if seen.ndim != 1 or not np.issubdtype(seen.dtype, np.integer):
-        raise ValueError(f"labels: {expected}; got {seen.dtype} {seen.shape}.")
-    if seen.size and (seen.min() < 0 or seen.max() >= num_classes):
-        raise ValueError(f"labels: {expected}; got {seen.min()}..{seen.max()}.")
+    if isinstance(labels, (list, tuple)):
+        labels = np.asarray(labels)
+    dtype = keras.backend.standardize_dtype(labels.dtype)
+    expected = f"labels: expected integer labels (batch,) in 0..{num_classes - 1}"
+    if len(labels.shape) != 1 or not dtype.startswith(("int", "uint")):
+        raise ValueError(f"{expected}; got {dtype} {tuple(labels.shape)}.")
+    seen = labels if isinstance(labels, np.ndarray) else None
+    if seen is None and values:
+        seen = backend.concrete(labels)
+    if seen is not None and seen.size and (seen.min() < 0 or seen.max() >= num_classes):
+        raise ValueError(f"{expected}; got {seen.min()}..{seen.max()}.")
+
+
+def sizes(name, values):
+    """`values` as a tuple of positive ints; a ValueError otherwise."""
+    fits = isinstance(values, (tuple, list)) and all(
+        isinstance(v, (int, np.integer)) and v >= 1 for v in values
+    )
+    if not fits:
+        raise ValueError(
+            f"{name} must be a tuple of positive integers; got {values!r}."
+        )
+    return tuple(int(v) for v in values)
+
+
+def portable(config):
+    """A serialised configuration without names that only PyTorch's Keras knows: there
+    an Adam is saved as a private subclass, which other backends load and cannot use."""
+    if isinstance(config, dict):
+        config = {k: portable(v) for k, v in config.items()}
+        if ".torch.optimizers." in (config.get("module") or ""):
+            config |= {"module": "keras.optimizers", "registered_name": None}
+    return config

@@ -92,6 +92,9 @@ def _served(model, fn, source, outputs):
             check("label", labels, model.num_classes)
         if source == "images":
             check("images", value, model.levels)
+        if source == "z":  # beyond any prior, and answers stay finite
+            message = "z must be finite, below 1e4 in size"
+            tf.debugging.assert_less(tf.abs(value), 1e4, message)
         if source == "seed":
             low_high = tf.bitcast(value, tf.int32)  # (B, 2), little end first
             value = tf.reverse(low_high, [1])
@@ -103,6 +106,13 @@ def _served(model, fn, source, outputs):
 
 
 def _write_in_child(model, path):
+    modules = _custom_modules(keras.saving.serialize_keras_object(model))
+    if "__main__" in modules:
+        raise RuntimeError(
+            "The model has classes defined in __main__ (a script or a notebook), which "
+            "the TensorFlow process that writes the SavedModel cannot import. Move "
+            "them to a module, or export with KERAS_BACKEND=tensorflow."
+        )
     with tempfile.TemporaryDirectory() as folder:
         saved = os.path.join(folder, "model.keras")
         model.save(saved)
@@ -114,19 +124,35 @@ def _write_in_child(model, path):
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }
         child = subprocess.run(
-            [sys.executable, "-m", "kgen.export", saved, str(path)],
+            [sys.executable, "-m", "kgen.export", saved, str(path), *sorted(modules)],
             env=environment,
             capture_output=True,
             text=True,
         )
     if child.returncode:
+        last = (child.stderr.strip().splitlines() or [f"exit {child.returncode}"])[-1]
         raise RuntimeError(
-            "Export failed in the TensorFlow process that writes the SavedModel "
-            f"(pip install tensorflow, if it is missing there):\n{child.stderr[-2000:]}"
+            f"Export failed in the TensorFlow process that writes the SavedModel: "
+            f"{last[:500]}\n(`pip install tensorflow` if it is missing there.)\n"
+            f"{child.stderr[-2000:]}"
         )
 
 
-if __name__ == "__main__":
-    import kgen  # noqa: F401  registers the models
+def _custom_modules(config):
+    """Modules of the user's own classes in a serialised configuration."""
+    if isinstance(config, (list, tuple)):
+        return set().union(*map(_custom_modules, config))
+    if not isinstance(config, dict):
+        return set()
+    module = config.get("module") if "class_name" in config else None
+    own = module and module.split(".")[0] not in ("keras", "kgen", "builtins")
+    inner = map(_custom_modules, config.values())
+    return set().union({module} if own else (), *inner)
 
+
+if __name__ == "__main__":
+    import importlib
+
+    for module in ("kgen", *sys.argv[3:]):  # registers the models, and the user's
+        importlib.import_module(module)
     _write(keras.models.load_model(sys.argv[1], compile=False), sys.argv[2])

@@ -17,18 +17,16 @@ def atomic(path, replace=True):
 
     Args:
         path: Where the result shall be.
-        replace: Whether an existing file or folder gives way.
+        replace: True: an existing file gives way, a folder does not. False: nothing
+            does. A set of names: a folder that holds nothing else gives way.
 
     Raises:
-        FileExistsError: `path` exists and `replace` is False.
+        FileExistsError: Something is at `path` that does not give way, also if it has
+            come there meanwhile.
         PermissionError: The folder of `path` cannot be written to.
     """
     path = Path(path)
-    if not replace and path.exists() and not _is_empty_folder(path):
-        raise FileExistsError(
-            f"'{path}' exists already and is not overwritten: choose a free name, or "
-            "remove it."
-        )
+    _refuse_to_replace(path, replace)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
@@ -39,18 +37,34 @@ def atomic(path, replace=True):
         ) from error
     try:
         yield beside / path.name
+        _refuse_to_replace(path, replace)
         _move(beside / path.name, path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _is_empty_folder(path):
-    return path.is_dir() and not any(path.iterdir())
+def _refuse_to_replace(path, replace):
+    if path.is_dir():
+        names = {p.name for p in path.iterdir()}
+        gives_way = not names or (isinstance(replace, set) and names <= replace)
+    else:
+        gives_way = not path.exists() or replace
+    if not gives_way:
+        raise FileExistsError(
+            f"'{path}' exists already and is not overwritten: choose a free name, or "
+            "remove it."
+        )
 
 
 def _move(source, target):
-    if target.is_dir() and not _is_empty_folder(target):
-        # A full folder cannot be renamed over: the old one steps aside for a moment.
-        aside = source.parent / "replaced"
+    """One rename: a full folder that came to `target` meanwhile makes it fail. A folder
+    that gives way steps aside for a moment, and back if the rename fails."""
+    aside = source.parent / "replaced"
+    if source.is_dir() and target.is_dir() and any(target.iterdir()):
         os.rename(target, aside)
-    os.replace(source, target)
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if aside.exists():
+            os.rename(aside, target)
+        raise FileExistsError(f"'{target}' has come there meanwhile.") from error

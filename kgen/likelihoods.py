@@ -131,9 +131,12 @@ class DiscretizedLogistic:
         mean, log_scale = self._mean_log_scale(params)
         # E[x] = sum over k >= 1 of P(x >= k), and bin k begins half a bin below it
         edges = (2.0 * np.arange(1, self.levels) - 1.0) * self.half_bin - 1.0
-        edges = ops.convert_to_tensor(edges, "float32")  # (levels - 1,)
-        scaled = (mean[..., None] - edges) * ops.exp(-log_scale)[..., None]
-        return ops.sum(ops.sigmoid(scaled), axis=-1)
+        mean, inverse_scale = mean[..., None], ops.exp(-log_scale)[..., None]
+        total = 0.0
+        for block in np.array_split(edges, -(-len(edges) // 16)):  # 16 maps at a time
+            scaled = (mean - ops.convert_to_tensor(block, "float32")) * inverse_scale
+            total = total + ops.sum(ops.sigmoid(scaled), axis=-1)
+        return total
 
 
 def sum_event(terms):

@@ -17,7 +17,7 @@ _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5
 
 
 def save(model, folder):
-    """Writes `model` to `folder`, which appears whole, in place of what was there."""
+    """Writes `model` to `folder`, which appears whole; an earlier preset gives way."""
     config = keras.saving.serialize_keras_object(model)
     config = {k: v for k, v in config.items() if not k.endswith("_config")}
     metadata = {
@@ -25,7 +25,7 @@ def save(model, folder):
         "parameter_count": model.count_params(),
         "date_saved": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with files.atomic(folder) as path:
+    with files.atomic(folder, replace={_CONFIG, _METADATA, _WEIGHTS}) as path:
         path.mkdir()
         (path / _CONFIG).write_text(json.dumps(config, indent=2))
         (path / _METADATA).write_text(json.dumps(metadata, indent=2))

@@ -22,11 +22,15 @@ def image_seeds(seed, n):
     Image i has the 64-bit seed `seed * 2**32 + i`, which is what an exported model's
     `seed` input takes. So the first images do not depend on `n`.
     """
+    _check_seed(seed)
+    return np.stack([np.full(n, seed), np.arange(n)], axis=-1).astype("int32")
+
+
+def _check_seed(seed):
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise TypeError(f"seed must be an integer; got {seed!r}.")
     if not 0 <= seed < 2**31:
         raise ValueError(f"seed must be in 0..2**31-1; got {seed}.")
-    return np.stack([np.full(n, seed), np.arange(n)], axis=-1).astype("int32")
 
 
 def image_keys(x, seed=0):
@@ -40,6 +44,7 @@ def image_keys(x, seed=0):
         x: integers (B, H, W, C).
         seed: int in 0..2**31-1, for another draw.
     """
+    _check_seed(seed)
     dims = int(np.prod(x.shape[1:]))
     coefficients = np.random.default_rng(dims).integers(-(2**31), 2**31, dims) | 1
     x = ops.reshape(ops.cast(x, "int32"), (-1, dims))  # (B, D)

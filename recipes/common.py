@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -40,8 +41,12 @@ def arguments(card, name, *, data, epochs, batch_size):
     add("--smoke", action="store_true", help="two epochs on a few images")
     args = parser.parse_args()
     args.name = name
-    if args.smoke:
-        args.epochs = min(args.epochs, 2)
+    if args.smoke:  # apart from a real run's folder and a served model's versions
+        args.name, args.epochs = f"{name}_smoke", min(args.epochs, 2)
+        if args.out == parser.get_default("out"):
+            args.out += "_smoke"
+    if not 0 <= args.seed < 2**31:
+        parser.error("--seed must be in 0..2147483647")
     for flag in ("epochs", "batch_size"):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag.replace('_', '-')} must be at least 1")
@@ -53,12 +58,18 @@ def arguments(card, name, *, data, epochs, batch_size):
 
 def load(args, **kwargs):
     """`kgen.data.load(args.data)`, cut short for --smoke."""
+    import numpy as np
+
     from kgen import data
 
     try:
         splits = data.load(args.data, batch_size=args.batch_size, **kwargs)
     except (ValueError, RuntimeError, ImportError) as error:
         raise SystemExit(f"--data {args.data}: {error}") from error
+    if not isinstance(splits.train, np.ndarray):
+        raise SystemExit(
+            f"--data {args.data} does not fit in memory as this recipe wants."
+        )
     if args.smoke:
         few = {k: getattr(splits, k)[:100] for k in ("train", "validation", "test")}
         sizes = {k: len(v) for k, v in few.items()}
@@ -164,7 +175,8 @@ def finish(args, model, splits, seconds, *, num_samples, test_images=None):
     import kgen
 
     out = Path(args.out)
-    results = {"training_seconds": round(seconds, 1), "test_images": len(splits.test)}
+    results = {"training_seconds": round(seconds, 1), "resumed": args.resume}
+    results["test_images"] = len(splits.test)
     test = model.evaluate(splits.test, batch_size=500, verbose=0)
     results |= {f"test_{k}": v for k, v in test.items() if k != "loss"}
     part = splits.test[:test_images]
@@ -194,8 +206,7 @@ def draw(out, model, splits):
 
     save_grid(out / "samples.png", model.sample(100, seed=0), model.levels)
     expected = model.sample_expected(100, seed=0)
-    pixels = 2 if model.levels == 2 else model.levels  # probabilities are in 0..1
-    save_grid(out / "samples_expected.png", expected, pixels)
+    save_grid(out / "samples_expected.png", expected, model.levels)
     save_reconstructions(out / "reconstructions.png", model, splits.test[:32])
 
 
@@ -206,7 +217,9 @@ def _write_results(path, args, model, splits, results):
 
     card = {
         "recipe": args.name,
-        "command": "python " + " ".join(sys.argv),
+        "command": shlex.join(
+            ["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]]
+        ),
         "data": str(splits),
         "seed": args.seed,
         "epochs": args.epochs,

@@ -45,7 +45,8 @@ def gated_mlp(input_shape, output_shape, outputs):
 
 
 keras.utils.set_random_seed(args.seed)
-splits = load(args)
+already = args.data == "binarized_mnist"
+splits = load(args, binarize=None if already else "static")
 H, W, C = splits.image_shape
 model = kgen.models.VAE(
     splits.image_shape,

@@ -243,6 +243,7 @@ def test_bad_images_are_told(case, digits):
         lambda: model.log_prob(images),
         lambda: model.encode(images),
         lambda: model.reconstruct(images),
+        lambda: model.predict(images, verbose=0),
     ):
         with pytest.raises(ValueError, match=words):
             use()
@@ -298,7 +299,7 @@ def test_unconditional_models_ignore_labels(digits, digit_labels):
     "kwargs,words",
     [
         ({"image_shape": (8, 8)}, "height, width, channels"),
-        ({"image_shape": (8, 0, 1)}, "height, width, channels"),
+        ({"image_shape": (8, 0, 1)}, "tuple of positive integers"),
         ({"levels": 1}, r"levels must be in 2\.\.256"),
         ({"levels": 300}, r"levels must be in 2\.\.256"),
         ({"num_classes": 0}, "num_classes must be"),
@@ -314,6 +315,80 @@ def test_losses_and_metrics_are_the_models_own():
     for kwargs in ({"loss": "mse"}, {"metrics": ["mae"]}):
         with pytest.raises(ValueError, match="brings its own loss and metrics"):
             model.compile("adam", **kwargs)
+
+
+def test_bad_values_in_batches_and_tuples_are_told(digits):
+    model = kgen.models.VAE(SHAPE, levels=2, latent_dim=2, hidden_units=(4,))
+    model.compile("adam")
+    with pytest.raises(ValueError, match=r"values 0\.\.1; got values 0\.\.16"):
+        model.fit(Batches(digits), verbose=0)
+    for wrong in ((digits, digits), [digits]):
+        with pytest.raises(ValueError, match=r"Pass labels beside the images"):
+            model.fit(wrong, verbose=0)
+    with pytest.raises(ValueError, match="0 or more images"):
+        model.sample(-1)
+
+
+def test_further_fits_go_on_with_the_epochs_of_the_data(digits):
+    model, data, seen = FAMILIES["vae"](), Batches(digits, batch_size=100), set()
+    model.compile("adam")
+
+    class Look(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.add(data.epoch)
+
+    for _ in range(3):
+        model.fit(data, epochs=1, verbose=0, callbacks=[Look()])
+    assert seen == {0, 1, 2}
+
+
+def test_a_frozen_model_is_left_as_it_is(digits):
+    model = FAMILIES["vae"]()
+    model.trainable = False
+    model.compile("adam")
+    before = [numpy(v).copy() for v in model.weights]
+    model.fit(digits, verbose=0)
+    for v, b in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(numpy(v), b)
+
+
+def test_compiled_files_name_no_private_class_of_a_backend(tmp_path):
+    """On PyTorch an Adam is a private subclass: other backends could not train it."""
+    model = FAMILIES["vae"]()
+    model.compile(keras.optimizers.Adam(1e-3))
+    config = json.dumps(model.get_compile_config())
+    assert "keras.src" not in config and '"Adam"' in config
+    model.save(tmp_path / "m.keras")
+    loaded = keras.models.load_model(tmp_path / "m.keras").optimizer
+    assert isinstance(loaded, keras.optimizers.Adam)
+
+
+def test_folders_with_anything_else_are_not_replaced(tmp_path):
+    model = FAMILIES["vae"]()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    for use in (
+        lambda: model.save_to_preset(tmp_path / "thesis"),
+        lambda: model.save(tmp_path / "thesis"),
+        lambda: model.export(tmp_path / "thesis"),
+    ):
+        with pytest.raises((FileExistsError, ValueError)):
+            use()
+    assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years of work"
+
+
+def test_what_came_meanwhile_is_not_replaced(tmp_path):
+    """Two exports to one version: the first that is done stays."""
+    for make in (lambda p: p.mkdir() or (p / "f").touch(), lambda p: p.touch()):
+        target = tmp_path / f"target{make.__code__.co_firstlineno}{id(make)}"
+        with pytest.raises(FileExistsError):
+            with kgen.files.atomic(target, replace=False) as late:
+                make(late)
+                with kgen.files.atomic(target, replace=False) as early:
+                    make(early)
+                    (early / "f" if early.is_dir() else early).write_text("early")
+        kept = target / "f" if target.is_dir() else target
+        assert kept.read_text() == "early"
 
 
 def test_unwritable_places_and_wrong_presets_are_told(tmp_path):

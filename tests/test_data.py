@@ -779,7 +779,11 @@ def test_tfds_that_is_refused(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(keras.backend.backend() == "tensorflow", reason="its own GPUs")
-def test_tensorflow_leaves_the_gpus_alone():
+def test_trap_8_tensorflow_leaves_the_gpus_alone(monkeypatch):
+    import tensorflow as tf
+
     from kgen.data.sources import _tensorflow
 
-    assert _tensorflow().config.get_visible_devices("GPU") == []
+    calls = []
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda *a: calls.append(a))
+    assert _tensorflow() is tf and calls == [([], "GPU")]

@@ -45,5 +45,7 @@ def test_one_step_agrees_with_another_backend(digits, rng, tmp_path):
             elif name.startswith("step"):
                 assert np.abs(ours[name]).max() > 1e-4  # it is a step
                 np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
+                size = np.abs(ours[name]).max()  # and small beside the step, too
+                np.testing.assert_allclose(ours[name], theirs[name], atol=1e-3 * size)
             else:
                 np.testing.assert_allclose(ours[name], theirs[name], 1e-5, 1e-6)

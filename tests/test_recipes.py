@@ -48,7 +48,7 @@ def test_smoke_run_reaches_the_saved_model(recipe, data, tmp_path):
     pytest.importorskip("tensorflow")
     done = run(f"{recipe}.py", "--smoke", "--seed", "3", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    out = tmp_path / "runs" / recipe
+    out = tmp_path / "runs" / f"{recipe}_smoke"
     first = done.stdout.splitlines()[0]
     assert first.startswith(f"backend     {kgen.backend.name}, keras")
     for line in ("device", "data  ", "model  ", "parameters", "test_elbo_nats"):
@@ -56,7 +56,7 @@ def test_smoke_run_reaches_the_saved_model(recipe, data, tmp_path):
     for picture in ("samples", "samples_expected", "reconstructions"):
         pixels = np.asarray(Image.open(out / f"{picture}.png"))
         assert pixels.std() > 10  # not a blank picture
-    version = tmp_path / "saved_models" / recipe / "1"
+    version = tmp_path / "saved_models" / f"{recipe}_smoke" / "1"
     assert (version / "saved_model.pb").exists() and (out / "model.keras").exists()
     card = json.loads((out / "metrics.json").read_text())
     assert card["seed"] == 3 and card["backend"] == kgen.backend.name

@@ -10,7 +10,7 @@
 `device()`                     what the work runs on, in words
 
 Nothing else in kgen imports TensorFlow, JAX or PyTorch, but for the TensorFlow that
-data.py (tf.data) and export.py (SavedModel) import on use.
+data (tf.data) and export.py (SavedModel) import on use.
 """
 
 import keras

@@ -16,13 +16,14 @@ def minimize(model, fn, variables):
     `autograd.grad`, for `backward` would fill the other network's `.grad` as well.
     """
     loss, aux = fn()
-    gradients = torch.autograd.grad(
-        model.optimizer.scale_loss(replica_loss(loss)),
-        [v.value for v in variables],
-        materialize_grads=True,
-    )
-    with torch.no_grad():
-        model.optimizer.apply(replica_gradients(list(gradients)), variables)
+    if variables:  # a frozen network has none, and autograd.grad refuses an empty list
+        gradients = torch.autograd.grad(
+            model.optimizer.scale_loss(replica_loss(loss)),
+            [v.value for v in variables],
+            materialize_grads=True,
+        )
+        with torch.no_grad():
+            model.optimizer.apply(replica_gradients(list(gradients)), variables)
     return keras.tree.map_structure(lambda t: t.detach(), (loss, aux))
 
 

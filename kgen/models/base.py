@@ -10,7 +10,7 @@ from keras import ops
 
 from kgen import backend, export, files, presets, random
 from kgen.callbacks import SetEpoch
-from kgen.checks import check_images, check_labels
+from kgen.checks import check_data, check_images, check_labels, portable, sizes
 from kgen.optimizers import Alternating
 
 _MAX_DRAW = 256  # images drawn at once
@@ -31,8 +31,8 @@ class GenerativeModel(keras.Model):
 
     def __init__(self, image_shape, levels=2, num_classes=None, **kwargs):
         super().__init__(**kwargs)
-        self.image_shape = tuple(int(s) for s in image_shape)
-        if len(self.image_shape) != 3 or min(self.image_shape) < 1:
+        self.image_shape = sizes("image_shape", image_shape)
+        if len(self.image_shape) != 3:
             raise ValueError(
                 f"image_shape must be (height, width, channels); got {image_shape}."
             )
@@ -86,7 +86,10 @@ class GenerativeModel(keras.Model):
         """A batch that `fit` passes on -> images, labels or None, weights or None."""
         x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         check_images(x, self.image_shape, self.levels, values=False)
-        return x, self.checked_labels(labels), sample_weight
+        if self.num_classes is None:
+            return x, None, sample_weight
+        check_labels(labels, self.num_classes, values=False)
+        return x, ops.cast(labels, "int32"), sample_weight
 
     # Training
 
@@ -109,7 +112,9 @@ class GenerativeModel(keras.Model):
     def get_compile_config(self):
         # Keras stores what "auto" became here; another backend would be forced to it.
         config = super().get_compile_config()
-        return config and config | {"jit_compile": self._given_jit_compile}
+        if config:
+            config = portable(config) | {"jit_compile": self._given_jit_compile}
+        return config
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -141,7 +146,8 @@ class GenerativeModel(keras.Model):
         batch only. Means over images, so that uneven batches average exactly.
         """
         for metric in self.metrics:
-            metric.update_state(values[metric.name], sample_weight)
+            if metric.name in values:  # the user's own layers may bring others
+                metric.update_state(values[metric.name], sample_weight)
         return self.get_metrics_result()
 
     def fit(
@@ -152,13 +158,13 @@ class GenerativeModel(keras.Model):
         Data sets that make their own batches keep their order: Keras would shuffle a
         PyDataset's batches by the global random state, which no checkpoint holds.
         """
-        self._check_data(x, y)
+        check_data(self, x, y)
         y = _placeholder(x, y, kwargs)
         if not hasattr(x, "shape"):
             kwargs.setdefault("shuffle", False)
         if validation_data is not None:
             parts = keras.utils.unpack_x_y_sample_weight(validation_data)
-            self._check_data(*parts[:2], what="validation_data")
+            check_data(self, *parts[:2], what="validation_data")
         if hasattr(x, "set_epoch"):
             callbacks = [SetEpoch(x), *keras.tree.flatten(callbacks or [])]
         return super().fit(
@@ -167,14 +173,14 @@ class GenerativeModel(keras.Model):
 
     def evaluate(self, x=None, y=None, *args, return_dict=True, **kwargs):
         """As `keras.Model.evaluate`; returns {metric: value} unless asked not to."""
-        self._check_data(x, y)
+        check_data(self, x, y)
         y = _placeholder(x, y, kwargs)
         return super().evaluate(x, y, *args, return_dict=return_dict, **kwargs)
 
-    def _check_data(self, x, y, what="x"):
-        if isinstance(x, (np.ndarray, list)) or backend.concrete(x) is not None:
-            check_images(x, self.image_shape, self.levels, what)
-            self.checked_labels(y)
+    def predict(self, x, *args, **kwargs):
+        """As `keras.Model.predict`, of images or a tuple (images, labels)."""
+        check_data(self, *(x if isinstance(x, tuple) else (x, None)))
+        return super().predict(x, *args, **kwargs)
 
     # Drawing
 
@@ -201,6 +207,8 @@ class GenerativeModel(keras.Model):
 
     def _in_batches(self, fn, n, seed, labels, verbose="auto"):
         """fn(seeds, labels) for images 0..n-1; few batch sizes, for each compiles."""
+        if n < 0:
+            raise ValueError(f"n must be 0 or more images; got {n}.")
         if seed is None:
             words = ops.convert_to_numpy(self.seed_generator.next()).astype("int64")
             seed = int(np.random.SeedSequence(abs(words)).generate_state(1)[0] >> 1)
@@ -224,7 +232,9 @@ class GenerativeModel(keras.Model):
             out.append(ops.convert_to_numpy(fn(*part))[:size])
             if bar:
                 bar.add(size)
-        return np.concatenate(out) if out else np.zeros((0, *self.image_shape))
+        return (
+            np.concatenate(out) if out else np.zeros((0, *self.image_shape), "float32")
+        )
 
     # Keeping
 
@@ -248,6 +258,8 @@ class GenerativeModel(keras.Model):
 
     def save_weights(self, filepath, overwrite=True, **kwargs):
         """As `keras.Model.save_weights`; the file appears whole or not at all."""
+        if kwargs.get("max_shard_size"):  # several files: Keras' own way
+            return super().save_weights(filepath, overwrite, **kwargs)
         with files.atomic(filepath, replace=overwrite) as path:
             super().save_weights(path, **kwargs)
 

@@ -33,6 +33,7 @@ import numpy as np
 from keras import ops
 
 from kgen import backend, random
+from kgen.checks import check_images, sizes
 from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
 from kgen.metrics import bits_per_dim, log_mean_weight
@@ -56,7 +57,8 @@ class VAE(GenerativeModel):
         activation: of the hidden layers.
         likelihood: "bernoulli" (2 levels), "categorical", "discretized_logistic"; None
             for Bernoulli at 2 levels and the discretised logistic at more.
-        beta: weight of the KL in the training loss (the ELBO is reported with 1).
+        beta: weight of the KL in the training loss (the ELBO is reported with 1);
+            read when the step is compiled.
         encoder: a Keras model of your own, from images scaled to 0..1 (B, H, W, C) [and
             one-hot labels (B, K)] to (B, 2 L), mean and log variance.
         decoder: a Keras model of your own, from z (B, L) [and one-hot labels (B, K)] to
@@ -94,8 +96,8 @@ class VAE(GenerativeModel):
         self.latent_dim = int(latent_dim)
         if hidden_units is None:
             hidden_units = () if filters else (200, 200)
-        self.hidden_units = tuple(hidden_units)
-        self.filters = tuple(filters or ())
+        self.hidden_units = sizes("hidden_units", hidden_units)
+        self.filters = sizes("filters", filters or ())
         self.activation = activation
         self.likelihood = likelihood_of(likelihood, self.levels)
         self.beta = beta
@@ -236,6 +238,7 @@ class VAE(GenerativeModel):
     def call(self, inputs, training=False):
         """`reconstruct` for `predict`: images, or (images, labels) if conditional."""
         x, labels = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
+        check_images(x, self.image_shape, self.levels, values=False)
         labels = self.checked_labels(labels)
         mean, _ = self._posterior(x, labels, training)
         return self.likelihood.mean(self._params(mean, labels, training))

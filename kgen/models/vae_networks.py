@@ -13,14 +13,19 @@ def networks(encoder, decoder, *, image_shape, latent_dim, num_params, **sizes):
     outputs, params = 2 * latent_dim, (H, W, C * num_params)
     encoder = encoder or build_encoder(image_shape, outputs, **sizes)
     decoder = decoder or build_decoder(latent_dim, params, **sizes)
-    for network, shape, what in (
-        (encoder, (outputs,), "mean and log variance of each latent"),
-        (decoder, params, "the likelihood's parameters"),
+    classes = sizes["num_classes"]
+    for network, source, shape, what in (
+        (encoder, image_shape, (outputs,), "mean and log variance of each latent"),
+        (decoder, (latent_dim,), params, "the likelihood's parameters"),
     ):
-        if tuple(network.output_shape) != (None, *shape):
+        taken = [keras.KerasTensor((None, *source))]
+        if classes:
+            taken.append(keras.KerasTensor((None, classes)))
+        given = network(taken if classes else taken[0]).shape
+        if tuple(given) != (None, *shape):
             raise ValueError(
                 f"The network '{network.name}' must give {(None, *shape)}, {what}; got "
-                f"{tuple(network.output_shape)}."
+                f"{tuple(given)}."
             )
     return encoder, decoder
 
