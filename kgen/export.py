@@ -144,7 +144,9 @@ def _custom_modules(config):
         return set().union(*map(_custom_modules, config))
     if not isinstance(config, dict):
         return set()
-    module = config.get("module") if "class_name" in config else None
+    module = None
+    if "registered_name" in config and "module" in config:
+        module = config["module"] or "__main__"  # Keras writes None for __main__
     own = module and module.split(".")[0] not in ("keras", "kgen", "builtins")
     inner = map(_custom_modules, config.values())
     return set().union({module} if own else (), *inner)

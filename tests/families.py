@@ -9,9 +9,23 @@ from kgen.models import VAE
 SHAPE, LEVELS, CLASSES = (8, 8, 1), 17, 10
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class Center(layers.Layer):
+    """A user's own layer: other processes know it by importing this module."""
+
+    def call(self, x):
+        return 2.0 * x - 1.0
+
+
 def own_networks():
     encoder = keras.Sequential(
-        [layers.Input(SHAPE), layers.Conv2D(4, 3, 2), layers.Flatten(), layers.Dense(6)]
+        [
+            layers.Input(SHAPE),
+            Center(),
+            layers.Conv2D(4, 3, 2),
+            layers.Flatten(),
+            layers.Dense(6),
+        ]
     )
     decoder = keras.Sequential(
         [layers.Input((3,)), layers.Dense(64 * 2), layers.Reshape((8, 8, 2))]

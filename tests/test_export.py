@@ -229,6 +229,18 @@ def test_a_killed_export_leaves_no_half_written_version(tmp_path):
 @pytest.mark.skipif(
     kgen.backend.name == "tensorflow", reason="TensorFlow exports in its own process"
 )
+def test_classes_that_the_child_cannot_import_are_told(tmp_path):
+    class Mine(kgen.models.VAE):
+        pass
+
+    Mine.__module__ = "__main__"
+    with pytest.raises(RuntimeError, match="classes defined in __main__"):
+        Mine(SHAPE, latent_dim=2).export(tmp_path / "1")
+
+
+@pytest.mark.skipif(
+    kgen.backend.name == "tensorflow", reason="TensorFlow exports in its own process"
+)
 def test_what_goes_wrong_in_the_child_is_told(tmp_path, monkeypatch):
     (tmp_path / "tensorflow.py").write_text("raise ImportError('no TensorFlow here')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
