@@ -81,17 +81,21 @@ def _served(model, fn, source, outputs):
     pair of 32-bit words that models take."""
     import tensorflow as tf
 
-    def check(name, value, bound):
+    def checked(name, value, bound):
+        """`value` after the check: what uses it shall not fail first, in its words."""
         message = f"{name} must be in 0..{bound - 1}"
-        value = tf.cast(value, tf.int64)
-        tf.debugging.assert_non_negative(value, message)
-        tf.debugging.assert_less(value, tf.constant(bound, tf.int64), message)
+        wide = tf.cast(value, tf.int64)
+        checks = [
+            tf.debugging.assert_non_negative(wide, message),
+            tf.debugging.assert_less(wide, tf.constant(bound, tf.int64), message),
+        ]
+        with tf.control_dependencies(checks):
+            return tf.identity(value)
 
     def endpoint(value, *label):
-        for labels in label:
-            check("label", labels, model.num_classes)
+        label = [checked("label", labels, model.num_classes) for labels in label]
         if source == "images":
-            check("images", value, model.levels)
+            value = checked("images", value, model.levels)
         if source == "z":  # beyond any prior, and answers stay finite
             message = "z must be finite, below 1e4 in size"
             tf.debugging.assert_less(tf.abs(value), 1e4, message)
