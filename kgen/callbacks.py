@@ -118,26 +118,58 @@ def save_reconstructions(path, model, images, labels=None, columns=8):
     return save_grid(path, picture, model.levels, columns)
 
 
-class Progress(keras.callbacks.Callback):
-    """One line an epoch: the metrics, and the time that the rest will take.
+def save_completions(path, model, images, known_rows=None, draws=3, labels=None):
+    """Writes a column for each image: the image, its known upper rows, `draws` of
+    `model.complete` from them, from seeds 0, 1, ...; by default half the rows known."""
+    images = np.asarray(images)
+    rows = model.image_shape[0] // 2 if known_rows is None else known_rows
+    known = images.copy()
+    known[:, rows:] = 0
+    pictures = [images, known]
+    for seed in range(draws):
+        pictures.append(model.complete(known, rows, seed, labels, verbose=0))
+    picture = np.concatenate(pictures)
+    return save_grid(path, picture, model.levels, columns=len(images))
 
-    For runs of many short epochs, with `fit(verbose=0)`.
+
+class Progress(keras.callbacks.Callback):
+    """One line an epoch: the metrics, and the time that the rest will take; within long
+    epochs, one line every `seconds`.
+
+    For runs of many epochs, with `fit(verbose=0)`.
 
     Args:
         metrics: names to show; by default all.
         every: print after every so many epochs, the first and the last.
+        seconds: within an epoch, the time between lines; None for none.
     """
 
-    def __init__(self, metrics=None, every=1):
+    def __init__(self, metrics=None, every=1, seconds=30):
         super().__init__()
-        self.metrics, self.every = metrics, every
+        self.metrics, self.every, self.seconds = metrics, every, seconds
 
     def on_train_begin(self, logs=None):
         self._first = None
 
     def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._printed = epoch, time.time()
+        self._epoch_start = self._printed
         if self._first is None:
             self._first, self._start = epoch, time.time()
+
+    def on_train_batch_end(self, batch, logs=None):
+        now, steps = time.time(), self.params.get("steps")
+        if not (self.seconds and steps) or now - self._printed < self.seconds:
+            return
+        self._printed = now
+        loss = f"  loss {float(logs['loss']):.4g}" if logs and "loss" in logs else ""
+        took = (now - self._epoch_start) / (batch + 1)
+        left = datetime.timedelta(seconds=round(took * (steps - batch - 1)))
+        print(
+            f"epoch {self._epoch + 1}/{self.params['epochs']}, step {batch + 1}/{steps}"
+            f"{loss}  {left} left in the epoch",
+            flush=True,
+        )
 
     def on_epoch_end(self, epoch, logs=None):
         done, total = epoch + 1, self.params["epochs"]

@@ -92,6 +92,24 @@ def sizes(name, values):
     return tuple(int(v) for v in values)
 
 
+def multiples(channels, **widths):
+    """Raises a ValueError unless each width is a positive multiple of `channels`: so
+    many features belong to each channel of the image."""
+    for name, width in widths.items():
+        if not isinstance(width, (int, np.integer)) or width < 1 or width % channels:
+            raise ValueError(
+                f"{name} must be a positive multiple of the image's {channels} "
+                f"channel(s); got {width!r}."
+            )
+
+
+def odd(**kernel_sizes):
+    """Raises a ValueError unless each is an odd positive int: kernels are centred."""
+    for name, size in kernel_sizes.items():
+        if not isinstance(size, (int, np.integer)) or size < 1 or size % 2 == 0:
+            raise ValueError(f"{name} must be an odd positive integer; got {size!r}.")
+
+
 def portable(config):
     """A serialised configuration without names that only PyTorch's Keras knows: there
     an Adam is saved as a private subclass, which other backends load and cannot use."""

@@ -8,6 +8,8 @@ for it holds XLA programs.
 Signatures (B = batch, first on every input and output):
 
     sample = serving_default   seed int64 (B,) -> images uint8 (B, H, W, C)
+    log_prob                   images uint8 (B, H, W, C) -> log_prob float32 (B,)
+    complete                   images, known_rows int64 (B,), seed -> images uint8
     elbo, encode, reconstruct  images uint8 (B, H, W, C) -> float32
     decode                     z float32 (B, L) -> images float32 (B, H, W, C)
 
@@ -57,10 +59,11 @@ def next_version(folder):
 def _write(model, path):
     archive = keras.export.ExportArchive()
     archive.track(model)
-    for name, (fn, source, outputs) in model.endpoints().items():
-        inputs = [source] if model.num_classes is None else [source, "label"]
+    for name, (fn, inputs, outputs) in model.endpoints().items():
+        if model.num_classes is not None:
+            inputs = [*inputs, "label"]
         signature = [_spec(model, i) for i in inputs]
-        archive.add_endpoint(name, _served(model, fn, source, outputs), signature)
+        archive.add_endpoint(name, _served(model, fn, inputs, outputs), signature)
     archive.write_out(str(path), verbose=False)
 
 
@@ -70,41 +73,56 @@ def _spec(model, name):
     shape, dtype = {
         "seed": ((), tf.int64),
         "label": ((), tf.int64),
+        "known_rows": ((), tf.int64),
         "images": (model.image_shape, tf.uint8),
         "z": ((getattr(model, "latent_dim", None),), tf.float32),
     }[name]
     return tf.TensorSpec((None, *shape), dtype, name=name)
 
 
-def _served(model, fn, source, outputs):
+def _served(model, fn, inputs, outputs):
     """`fn` behind the checks, its outputs by name; a served seed is split into the
     pair of 32-bit words that models take."""
     import tensorflow as tf
 
-    def checked(name, value, bound):
+    highest = {
+        "images": model.levels - 1,
+        "known_rows": model.image_shape[0],
+        "label": (model.num_classes or 1) - 1,
+    }
+
+    def bounded(name, value):
         """`value` after the check: what uses it shall not fail first, in its words."""
-        message = f"{name} must be in 0..{bound - 1}"
+        message = f"{name} must be in 0..{highest[name]}"
         wide = tf.cast(value, tf.int64)
         checks = [
             tf.debugging.assert_non_negative(wide, message),
-            tf.debugging.assert_less(wide, tf.constant(bound, tf.int64), message),
+            tf.debugging.assert_less_equal(
+                wide, tf.constant(highest[name], tf.int64), message
+            ),
         ]
         with tf.control_dependencies(checks):
             return tf.identity(value)
 
-    def endpoint(value, *label):
-        label = [checked("label", labels, model.num_classes) for labels in label]
-        if source == "images":
-            value = checked("images", value, model.levels)
-        if source == "z":  # beyond any prior, and answers stay finite
+    def prepared(name, value):
+        if name == "seed":
+            low_high = tf.bitcast(value, tf.int32)  # (B, 2), little end first
+            return tf.reverse(low_high, [1])
+        if name == "z":  # beyond any prior, and answers stay finite
             message = "z must be finite, below 1e4 in size"
             tf.debugging.assert_less(tf.abs(value), 1e4, message)
-        if source == "seed":
-            low_high = tf.bitcast(value, tf.int32)  # (B, 2), little end first
-            value = tf.reverse(low_high, [1])
-        results = fn(value, *label)
+            return value
+        return bounded(name, value)
+
+    def endpoint(*values):
+        # TensorFlow's fused convolutions give wrong shapes for no images at all: an
+        # empty batch gets one of zeros, whose answer is dropped.
+        n = tf.shape(values[0])[0]
+        fill = tf.maximum(1 - n, 0)
+        values = [tf.pad(v, [[0, fill]] + [[0, 0]] * (len(v.shape) - 1)) for v in values]
+        results = fn(*map(prepared, inputs, values))
         results = results if isinstance(results, tuple) else (results,)
-        return dict(zip(outputs, results, strict=True))
+        return {k: v[:n] for k, v in zip(outputs, results, strict=True)}
 
     return endpoint
 

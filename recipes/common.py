@@ -77,6 +77,24 @@ def load(args, **kwargs):
     return splits
 
 
+def load_binary(args):
+    """Images of two levels: as they are, or drawn from their grey levels once."""
+    already = args.data == "binarized_mnist"
+    return load(args, binarize=None if already else "static")
+
+
+def cosine(args, splits, rate, warmup=0.05):
+    """The learning rate of a whole run: up to `rate` in its first part, then down to 0
+    along a cosine."""
+    import keras
+
+    steps = args.epochs * -(-len(splits.train) // args.batch_size)
+    first = max(1, round(warmup * steps))
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, steps - first, warmup_target=rate, warmup_steps=first
+    )
+
+
 def describe(args, model, splits):
     """Prints what was resolved, before any work."""
     import keras
@@ -117,9 +135,11 @@ def _best_so_far(history):
     return min(losses, default=None)
 
 
-def fit(args, model, splits, *, every, callbacks=()):
+def fit(args, model, splits, *, every, callbacks=(), samples=64):
     """Prints what is resolved, trains, and leaves in the model the weights that were
     best on the validation images. Returns the seconds it took.
+
+    `every` so many epochs, pictures are drawn, with so many `samples`.
 
     Every epoch's state is in `<out>/backup`: `--resume` continues from the last one.
     """
@@ -131,6 +151,13 @@ def fit(args, model, splits, *, every, callbacks=()):
     best = out / "best.weights.h5"
     _prepare(out, args.resume)
     describe(args, model, splits)
+    reconstructions = []
+    if hasattr(model, "reconstruct"):
+        reconstructions = [
+            kgen.callbacks.ReconstructionGrid(
+                out / "epochs", splits.validation, every=every
+            )
+        ]
     start = time.time()
     model.fit(
         kgen.data.Batches(splits.train, batch_size=args.batch_size, seed=args.seed),
@@ -146,10 +173,8 @@ def fit(args, model, splits, *, every, callbacks=()):
                 initial_value_threshold=_best_so_far(out / "history.csv"),
             ),
             keras.callbacks.CSVLogger(out / "history.csv", append=args.resume),
-            kgen.callbacks.SampleGrid(out / "epochs", every=every),
-            kgen.callbacks.ReconstructionGrid(
-                out / "epochs", splits.validation, every=every
-            ),
+            kgen.callbacks.SampleGrid(out / "epochs", n=samples, every=every),
+            *reconstructions,
             kgen.callbacks.Progress(
                 ["loss", "val_loss", "val_kl_nats", "val_bits_per_dim"],
                 every=max(1, every // 5),
@@ -165,29 +190,37 @@ def fit(args, model, splits, *, every, callbacks=()):
     return seconds
 
 
-def finish(args, model, splits, seconds, *, num_samples, test_images=None):
+def finish(
+    args, model, splits, seconds, *, num_samples=None, test_images=None, samples=64
+):
     """Reads the test images, once; draws; keeps the model; exports it.
 
     Args:
-        num_samples: k of the importance-weighted bound.
+        num_samples: k of the importance-weighted bound, for models that have one.
         test_images: how many test images that bound is estimated on; None for all.
+        samples: how many images to draw.
     """
     import kgen
 
     out = Path(args.out)
     results = {"training_seconds": round(seconds, 1), "resumed": args.resume}
-    results["test_images"] = len(splits.test)
-    test = model.evaluate(splits.test, batch_size=500, verbose=0)
-    results |= {f"test_{k}": v for k, v in test.items() if k != "loss"}
-    part = splits.test[:test_images]
-    print(f"importance-weighted bound, k={num_samples}, {len(part)} test images:")
-    bound = kgen.metrics.importance_weighted_bound(model, part, num_samples)
-    results |= {
-        f"test_iw{num_samples}_nats": float(bound.mean()),
-        f"test_iw{num_samples}_stderr": float(bound.std() / len(bound) ** 0.5),
-        f"test_iw{num_samples}_images": len(part),
-    }
-    draw(out, model, splits)
+    for split in ("validation", "test"):
+        images = getattr(splits, split)
+        scores = model.evaluate(images, batch_size=250, verbose=0)
+        results[f"{split}_images"] = len(images)
+        results |= {f"{split}_{k}": v for k, v in scores.items() if k != "loss"}
+    if num_samples:
+        part = splits.test[:test_images]
+        print(f"importance-weighted bound, k={num_samples}, {len(part)} test images:")
+        bound = kgen.metrics.importance_weighted_bound(model, part, num_samples)
+        results |= {
+            f"test_iw{num_samples}_nats": float(bound.mean()),
+            f"test_iw{num_samples}_stderr": float(bound.std() / len(bound) ** 0.5),
+            f"test_iw{num_samples}_images": len(part),
+        }
+    start = time.time()
+    pictures = draw(out, model, splits, samples)
+    results["drawing_seconds"] = round(time.time() - start, 1)
     model.save(out / "model.keras")
     exported = model.export(kgen.export.next_version(Path("saved_models") / args.name))
     _write_results(out / "metrics.json", args, model, splits, results)
@@ -195,19 +228,26 @@ def finish(args, model, splits, seconds, *, num_samples, test_images=None):
         print(
             f"{key:28}{value:.4f}" if isinstance(value, float) else f"{key:28}{value}"
         )
-    for made in ("samples.png", "samples_expected.png", "reconstructions.png"):
-        print(out / made)
+    for made in pictures:
+        print(made)
     print(f"{out / 'model.keras'}\n{exported}/")
 
 
-def draw(out, model, splits):
-    """Samples, their expectations E[x | z], and reconstructions of test images."""
-    from kgen.callbacks import save_grid, save_reconstructions
+def draw(out, model, splits, samples):
+    """Samples; of a VAE their expectations E[x | z] and reconstructions of test images,
+    of an exact family completions of them. Returns the paths."""
+    from kgen.callbacks import save_completions, save_grid, save_reconstructions
 
-    save_grid(out / "samples.png", model.sample(100, seed=0), model.levels)
-    expected = model.sample_expected(100, seed=0)
-    save_grid(out / "samples_expected.png", expected, model.levels)
-    save_reconstructions(out / "reconstructions.png", model, splits.test[:32])
+    images = model.sample(samples, seed=0, verbose=0)
+    made = [save_grid(out / "samples.png", images, model.levels)]
+    if hasattr(model, "sample_expected"):
+        expected = model.sample_expected(samples, seed=0)
+        made.append(save_grid(out / "samples_expected.png", expected, model.levels))
+        path = out / "reconstructions.png"
+        made.append(save_reconstructions(path, model, splits.test[:32]))
+    if hasattr(model, "complete"):
+        made.append(save_completions(out / "completions.png", model, splits.test[:8]))
+    return made
 
 
 def _write_results(path, args, model, splits, results):

@@ -4,7 +4,15 @@ import keras
 import numpy as np
 from keras import layers
 
-from kgen.models import VAE
+from kgen.models import (
+    FVBN,
+    MADE,
+    NADE,
+    VAE,
+    GatedPixelCNN,
+    PixelCNN,
+    PixelCNNPlusPlus,
+)
 
 SHAPE, LEVELS, CLASSES = (8, 8, 1), 17, 10
 
@@ -44,7 +52,16 @@ FAMILIES = {
     ),
     "vae-conditional": conditional,
     "vae-own-networks": own_networks,
+    "fvbn": lambda: FVBN(SHAPE, LEVELS, likelihood="discretized_logistic"),
+    "nade": lambda: NADE(SHAPE, LEVELS, units=6),
+    "made": lambda: MADE(SHAPE, LEVELS, hidden_units=(12,), num_masks=2),
+    "pixel-cnn": lambda: PixelCNN(SHAPE, LEVELS, filters=4, num_blocks=1),
+    "gated": lambda: GatedPixelCNN(SHAPE, LEVELS, CLASSES, filters=4, num_blocks=1),
+    "pp": lambda: PixelCNNPlusPlus(
+        SHAPE, LEVELS, filters=4, num_blocks=1, num_resolutions=2, num_mixtures=2
+    ),
 }
+EXACT = ("fvbn", "nade", "made", "pixel-cnn", "gated", "pp")
 
 
 def arguments(model, digits, labels):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from families import FAMILIES, SHAPE
+from families import EXACT, FAMILIES, SHAPE
 from keras import ops
 
 import kgen
@@ -54,8 +54,11 @@ with tf.Graph().as_default(), tf.compat.v1.Session() as session:
             out[call + "/" + k] = v
     errors = {}
     for call, feed in (("bad_images", {"images": 255}), ("bad_label", {"label": 99}),
-                       ("bad_z", {"z": np.inf})):
-        name = "decode" if call == "bad_z" else "elbo"
+                       ("bad_z", {"z": np.inf}), ("bad_rows", {"known_rows": 9})):
+        name = {"bad_z": "decode", "bad_rows": "complete"}.get(
+            call, "elbo" if "elbo" in calls else "log_prob")
+        if name not in calls:
+            continue
         signature = meta.signature_def[name]
         if list(feed)[0] not in calls[name]:
             continue
@@ -98,6 +101,30 @@ def numpy(x):
     return ops.convert_to_numpy(ops.stop_gradient(x))
 
 
+def asked_vae(model, x, labels, seeds):
+    """Requests of a VAE's signatures, and what the model itself says to them."""
+    z = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    mean, log_var = map(numpy, model.encode(x, labels))
+    requests = {call: {"images": x} for call in ("elbo", "encode", "reconstruct")}
+    return requests | {"decode": {"z": z}}, {
+        "elbo": {"elbo": numpy(model.elbo(x, labels))},
+        "encode": {"mean": mean, "log_var": log_var},
+        "decode": {"images": numpy(model.decode(z, labels))},
+        "reconstruct": {"images": numpy(model.reconstruct(x, labels))},
+    }
+
+
+def asked_exact(model, x, labels, seeds):
+    rows = np.array([0, 3, 8, 5, 1])
+    return {
+        "log_prob": {"images": x},
+        "complete": {"images": x, "known_rows": rows, "seed": seeds},
+    }, {
+        "log_prob": {"log_prob": numpy(model.log_prob(x, labels))},
+        "complete": {"images": model.complete(x, rows, seed=7, labels=labels)},
+    }
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_process_without_keras_gets_the_models_answers(
     family, digits, digit_labels, tmp_path
@@ -110,10 +137,9 @@ def test_a_process_without_keras_gets_the_models_answers(
     path = model.export(version)
     assert path == version and path.name == "1" and (path / "saved_model.pb").exists()
 
-    x, y = digits[:5], np.asarray(digit_labels[:5], "int64")
-    given = {} if model.num_classes is None else {"label": y}
+    y = np.asarray(digit_labels[:5], "int64")
     labels = None if model.num_classes is None else y
-    z = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
+    given = {} if labels is None else {"label": y}
     seeds = (np.int64(7) << 32) + np.arange(5)
     pick = [3, 0]
     requests = {
@@ -121,12 +147,14 @@ def test_a_process_without_keras_gets_the_models_answers(
         "sample:alone": {"seed": seeds[3:4], **{k: v[3:4] for k, v in given.items()}},
         "sample:some": {"seed": seeds[pick], **{k: v[pick] for k, v in given.items()}},
         "sample:none": {"seed": seeds[:0], **{k: v[:0] for k, v in given.items()}},
-        "elbo": {"images": x, **given},
-        "elbo:one": {"images": x[2:3], **{k: v[2:3] for k, v in given.items()}},
-        "encode": {"images": x, **given},
-        "decode": {"z": z, **given},
-        "reconstruct": {"images": x, **given},
     }
+    ask = asked_exact if family in EXACT else asked_vae
+    asked, expected = ask(model, digits[:5], labels, seeds)
+    requests |= {call: feed | given for call, feed in asked.items()}
+    density = "log_prob" if family in EXACT else "elbo"
+    one = {k: v[2:3] for k, v in requests[density].items()}
+    requests[f"{density}:one"] = one
+    expected[f"{density}:one"] = {k: v[2:3] for k, v in expected[density].items()}
     answers, report = serve(path, requests, tmp_path)
 
     drawn = answers["serving_default"]["images"]
@@ -135,19 +163,11 @@ def test_a_process_without_keras_gets_the_models_answers(
     np.testing.assert_array_equal(answers["sample:alone"]["images"], drawn[3:4])
     np.testing.assert_array_equal(answers["sample:some"]["images"], drawn[pick])
     assert answers["sample:none"]["images"].shape == (0, *SHAPE)
-    elbo = numpy(model.elbo(x, labels))
-    np.testing.assert_allclose(answers["elbo"]["elbo"], elbo, rtol=1e-5)
-    np.testing.assert_allclose(answers["elbo:one"]["elbo"], elbo[2:3], rtol=1e-5)
-    mean, log_var = map(numpy, model.encode(x, labels))
-    np.testing.assert_allclose(answers["encode"]["mean"], mean, atol=1e-5)
-    np.testing.assert_allclose(answers["encode"]["log_var"], log_var, atol=1e-5)
-    for call, expected in (
-        ("decode", model.decode(z, labels)),
-        ("reconstruct", model.reconstruct(x, labels)),
-    ):
-        images = answers[call]["images"]
-        assert images.dtype == "float32"
-        np.testing.assert_allclose(images, numpy(expected), rtol=1e-5, atol=1e-5)
+    for call, outputs in expected.items():
+        for name, value in outputs.items():
+            answer = answers[call][name]
+            assert answer.dtype == value.dtype and value.dtype in ("float32", "uint8")
+            np.testing.assert_allclose(answer, value, rtol=1e-5, atol=1e-5)
 
     assert report["default"]
     for name, tensors in report["shapes"].items():  # the batch is free, nothing else
@@ -157,7 +177,10 @@ def test_a_process_without_keras_gets_the_models_answers(
     ops_found = [op for op in report["ops"] if not op.startswith("Stateless")]
     assert not [op for op in ops_found if any(r in op for r in refused)]
     assert "images must be in 0..16" in report["errors"]["bad_images"]
-    assert "z must be finite" in report["errors"]["bad_z"]
+    if family in EXACT:
+        assert "known_rows must be in 0..8" in report["errors"]["bad_rows"]
+    else:
+        assert "z must be finite" in report["errors"]["bad_z"]
     if model.num_classes:
         assert "label must be in 0..9" in report["errors"]["bad_label"]
 

@@ -301,7 +301,9 @@ def test_networks_for_any_shape(shape, kind, rng):
     assert all(moved)
 
 
-@pytest.mark.parametrize("likelihood", ["categorical", "discretized_logistic"])
+@pytest.mark.parametrize(
+    "likelihood", ["categorical", "discretized_logistic", "logistic_mixture"]
+)
 def test_training_raises_the_bound_on_real_digits(digits, likelihood):
     model = VAE((8, 8, 1), 17, latent_dim=4, hidden_units=(64,), likelihood=likelihood)
     model.compile(keras.optimizers.Adam(3e-3))

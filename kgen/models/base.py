@@ -9,11 +9,10 @@ import numpy as np
 from keras import ops
 
 from kgen import backend, export, files, presets, random
+from kgen.batching import in_batches
 from kgen.callbacks import SetEpoch
 from kgen.checks import check_data, check_images, check_labels, portable, sizes
 from kgen.optimizers import Alternating
-
-_MAX_DRAW = 256  # images drawn at once
 
 
 class GenerativeModel(keras.Model):
@@ -203,45 +202,34 @@ class GenerativeModel(keras.Model):
 
         Returns: uint8 NumPy (n, H, W, C), values 0..levels-1.
         """
-        return self._in_batches(self._draw, n, seed, labels, verbose).astype("uint8")
+        rows = self.requests(n, seed, labels)
+        drawn = in_batches(self._draw, rows, self.image_shape, verbose)
+        return drawn.astype("uint8")
 
-    def _in_batches(self, fn, n, seed, labels, verbose="auto"):
-        """fn(seeds, labels) for images 0..n-1; few batch sizes, for each compiles."""
+    def requests(self, n, seed, labels):
+        """What `draw` takes for images 0..n-1, checked: NumPy seeds (n, 2) [and labels
+        (n,)], in a list."""
         if n < 0:
             raise ValueError(f"n must be 0 or more images; got {n}.")
         if seed is None:
             words = ops.convert_to_numpy(self.seed_generator.next()).astype("int64")
             seed = int(np.random.SeedSequence(abs(words)).generate_state(1)[0] >> 1)
-        arguments = [random.image_seeds(seed, n)]
-        if self.num_classes is not None:
-            labels = np.arange(n) % self.num_classes if labels is None else labels
-            labels = np.asarray(labels) if np.ndim(labels) else np.full(n, labels)
-            check_labels(labels, self.num_classes)
-            if len(labels) != n:
-                raise ValueError(f"labels: expected one or {n}, got {len(labels)}.")
-            arguments.append(labels.astype("int32"))
-        bar = None
-        if verbose and n > 4 * _MAX_DRAW:
-            bar = keras.utils.Progbar(n, unit_name="image")
-        out = []
-        for start in range(0, n, _MAX_DRAW):
-            part = [a[start : start + _MAX_DRAW] for a in arguments]
-            size = len(part[0])
-            padding = min(_MAX_DRAW, 1 << (size - 1).bit_length()) - size
-            part = [np.concatenate([a, np.repeat(a[:1], padding, 0)]) for a in part]
-            out.append(ops.convert_to_numpy(fn(*part))[:size])
-            if bar:
-                bar.add(size)
-        return (
-            np.concatenate(out) if out else np.zeros((0, *self.image_shape), "float32")
-        )
+        seeds = random.image_seeds(seed, n)
+        if self.num_classes is None:
+            return [seeds]
+        labels = np.arange(n) % self.num_classes if labels is None else labels
+        labels = np.asarray(labels) if np.ndim(labels) else np.full(n, labels)
+        check_labels(labels, self.num_classes)
+        if len(labels) != n:
+            raise ValueError(f"labels: expected one or {n}, got {len(labels)}.")
+        return [seeds, labels.astype("int32")]
 
     # Keeping
 
     def endpoints(self):
-        """{signature: (function, its input, names of its outputs)}; see export. The
-        functions take labels too, and work on symbolic tensors."""
-        return {"sample": (self._draw_bytes, "seed", ["images"])}
+        """{signature: (function, names of its inputs, of its outputs)}; see export. The
+        functions take labels too, last, and work on symbolic tensors."""
+        return {"sample": (self._draw_bytes, ["seed"], ["images"])}
 
     def _draw_bytes(self, seeds, labels=None):
         seeds_and_labels = (seeds,) if labels is None else (seeds, labels)

@@ -19,7 +19,7 @@ training step. (2): eq. 8 of Burda et al., tight as k grows. Training descends
 -E_q[log p(x | z)] + beta KL. Unit: nats per image, summed over pixels and latents,
 averaged over images; log p(x) is a probability of integers.
 
-Shapes: B batch, (H, W, C) image, L latent_dim, K classes, P likelihood parameters.
+Shapes: B batch, (H, W, C) image, L latent_dim, K classes, P parameters a pixel.
 
 Differences from the papers:
   1. Adam or what `compile` gets, in place of Adagrad.
@@ -33,6 +33,7 @@ import numpy as np
 from keras import ops
 
 from kgen import backend, random
+from kgen.batching import in_batches
 from kgen.checks import check_images, sizes
 from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
@@ -55,14 +56,14 @@ class VAE(GenerativeModel):
             (200, 200), or none where there are `filters`.
         filters: strided 3x3 convolutions before them, the decoder's reversed after.
         activation: of the hidden layers.
-        likelihood: "bernoulli" (2 levels), "categorical", "discretized_logistic"; None
-            for Bernoulli at 2 levels and the discretised logistic at more.
+        likelihood: "bernoulli" (2 levels), "categorical", "discretized_logistic" or
+            "logistic_mixture"; None: Bernoulli at 2 levels, else discretised logistic.
         beta: weight of the KL in the training loss (the ELBO is reported with 1);
             read when the step is compiled.
         encoder: a Keras model of your own, from images scaled to 0..1 (B, H, W, C) [and
             one-hot labels (B, K)] to (B, 2 L), mean and log variance.
         decoder: a Keras model of your own, from z (B, L) [and one-hot labels (B, K)] to
-            the likelihood's parameters (B, H, W, C P).
+            the likelihood's parameters (B, H, W, P).
 
     Metrics, means over images: `loss` (what is minimised), `elbo_nats`,
     `reconstruction_nats` (-E log p(x | z)), `kl_nats`, `bits_per_dim`
@@ -108,7 +109,7 @@ class VAE(GenerativeModel):
             decoder,
             image_shape=self.image_shape,
             latent_dim=self.latent_dim,
-            num_params=self.likelihood.num_params,
+            num_params=self.likelihood.params_per_pixel(self.image_shape[-1]),
             num_classes=self.num_classes,
             hidden_units=self.hidden_units,
             filters=self.filters,
@@ -134,7 +135,7 @@ class VAE(GenerativeModel):
         return mean, ops.clip(log_var, -20.0, 20.0)
 
     def _params(self, z, labels=None, training=False):
-        """The likelihood's parameters p(x | z): (B, H, W, C P)."""
+        """The likelihood's parameters p(x | z): (B, H, W, P)."""
         return self.decoder(self._given(z, labels), training=training)
 
     # Training
@@ -210,7 +211,7 @@ class VAE(GenerativeModel):
         z = self.sampling([mean, log_var], epsilon)  # (B, k, L)
         rows = ops.reshape(z, (-1, self.latent_dim))  # (B k, L)
         repeated = None if labels is None else ops.repeat(labels, k, axis=0)
-        params = self._params(rows, repeated)  # (B k, H, W, C P)
+        params = self._params(rows, repeated)  # (B k, H, W, P)
         params = ops.reshape(params, (-1, k, *params.shape[1:]))
         log_px_z = self.likelihood.log_prob(params, x[:, None])  # (B, k)
         return log_px_z + gaussian_log_prob(z) - gaussian_log_prob(z, mean, log_var)
@@ -268,16 +269,17 @@ class VAE(GenerativeModel):
     def sample_expected(self, n, seed=None, labels=None, verbose="auto"):
         """E[x | z] for the very z that `sample` draws from the same seed: float32 NumPy
         (n, H, W, C) in 0..levels-1. Smoother than a sample, and not one."""
-        return self._in_batches(self._draw_expected, n, seed, labels, verbose)
+        rows = self.requests(n, seed, labels)
+        return in_batches(self._draw_expected, rows, self.image_shape, verbose)
 
     # Keeping
 
     def endpoints(self):
         return super().endpoints() | {
-            "elbo": (self.elbo, "images", ["elbo"]),
-            "encode": (self.encode, "images", ["mean", "log_var"]),
-            "decode": (self.decode, "z", ["images"]),
-            "reconstruct": (self.reconstruct, "images", ["images"]),
+            "elbo": (self.elbo, ["images"], ["elbo"]),
+            "encode": (self.encode, ["images"], ["mean", "log_var"]),
+            "decode": (self.decode, ["z"], ["images"]),
+            "reconstruct": (self.reconstruct, ["images"], ["images"]),
         }
 
     def get_config(self):

@@ -9,8 +9,8 @@ from kgen.layers import Crop
 
 def networks(encoder, decoder, *, image_shape, latent_dim, num_params, **sizes):
     """Those given, whose outputs are checked, or the default ones."""
-    H, W, C = image_shape
-    outputs, params = 2 * latent_dim, (H, W, C * num_params)
+    H, W, _ = image_shape
+    outputs, params = 2 * latent_dim, (H, W, num_params)
     encoder = encoder or build_encoder(image_shape, outputs, **sizes)
     decoder = decoder or build_decoder(latent_dim, params, **sizes)
     classes = sizes["num_classes"]
@@ -54,7 +54,7 @@ def build_encoder(
 def build_decoder(
     latent_dim, output_shape, *, num_classes, hidden_units, filters, **hidden
 ):
-    """z (B, L) [and one-hot labels (B, K)] -> `output_shape`, (B, H, W, C P)."""
+    """z (B, L) [and one-hot labels (B, K)] -> `output_shape`, (B, H, W, P)."""
     inputs = [layers.Input((latent_dim,))]
     h = inputs[0]  # (B, L)
     if num_classes:

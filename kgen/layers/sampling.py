@@ -1,4 +1,4 @@
-"""Layers that the families share."""
+"""Layers of the latent-variable families."""
 
 import keras
 from keras import ops

@@ -1,0 +1,37 @@
+"""Long work in parts: few batch sizes, for each of them is compiled once."""
+
+import keras
+import numpy as np
+from keras import ops
+
+MAX_BATCH = 256  # images at once
+
+
+def in_batches(fn, arguments, empty_shape, verbose="auto"):
+    """`fn(*arguments)` for arrays of any length, in parts, with a progress bar.
+
+    Parts are filled up to a power of two with copies of their first row, whose results
+    are dropped; so `fn`'s result for a row may depend on that row alone.
+
+    Args:
+        fn: compiled function of tensors (B, ...), to a tensor (B, ...).
+        arguments: NumPy arrays (n, ...).
+        empty_shape: of a row of the result, for n = 0.
+        verbose: 0 for no progress bar.
+
+    Returns: NumPy (n, ...).
+    """
+    n = len(arguments[0])
+    bar = None
+    if verbose and n > 4 * MAX_BATCH:
+        bar = keras.utils.Progbar(n, unit_name="image")
+    out = []
+    for start in range(0, n, MAX_BATCH):
+        part = [a[start : start + MAX_BATCH] for a in arguments]
+        size = len(part[0])
+        padding = min(MAX_BATCH, 1 << (size - 1).bit_length()) - size
+        part = [np.concatenate([a, np.repeat(a[:1], padding, 0)]) for a in part]
+        out.append(ops.convert_to_numpy(fn(*part))[:size])
+        if bar:
+            bar.add(size)
+    return np.concatenate(out) if out else np.zeros((0, *empty_shape), "float32")

@@ -1,0 +1,225 @@
+"""Autoregressive: what the exact families share.
+
+The chain rule, with dimensions in raster order, row by row, channels R, G, B last:
+
+    p(x) = prod_i p(x_i | x_1, ..., x_{i-1}),   i = 1 .. H W C                       (1)
+
+A family is a network whose parameters at dimension i see earlier dimensions only, so
+one parallel pass gives all the factors. Training maximises the exact log-likelihood of
+images, whose unit is the nat: summed over dimensions, averaged over images.
+
+Drawing goes dimension by dimension: by inverse CDF, from one uniform each, so an image
+is a function of its uniforms alone. This sampler is right for any causal network, as it
+runs the whole network at each step; families with a faster way override `fill`.
+
+Shapes: B batch, (H, W, C) image, D = H W C, K classes, P likelihood parameters a pixel.
+"""
+
+import numpy as np
+from keras import ops
+from keras.metrics import Mean
+
+from kgen import backend, random
+from kgen.batching import in_batches
+from kgen.checks import check_images
+from kgen.likelihoods import LogisticMixture, likelihood_of
+from kgen.metrics import bits_per_dim
+from kgen.models.base import GenerativeModel
+
+
+class Autoregressive(GenerativeModel):
+    """A model of p(x) as a product of conditionals; see the module for equations.
+
+    Families define `params(x, labels, training)`, the parallel pass to the likelihood's
+    parameters (B, H, W, P), and end their `__init__` with `self.built = True`.
+
+    Args:
+        image_shape, levels, num_classes: see GenerativeModel.
+        likelihood: of a pixel: "bernoulli" (2 levels), "categorical",
+            "discretized_logistic", "logistic_mixture", or an object of
+            kgen.likelihoods; None for Bernoulli at 2 levels and categorical, the
+            softmax over levels, at more.
+
+    Metrics, means over images: `loss` (what is minimised), `nll_nats`, `bits_per_dim`
+    (nats / (H W C ln 2)).
+    """
+
+    # The network sees the earlier channels of the pixel itself, so channels are drawn
+    # one by one. Otherwise the likelihood couples them, and pixels are drawn whole.
+    channels_in_turn = True
+
+    def __init__(
+        self,
+        image_shape,
+        levels=2,
+        num_classes=None,
+        likelihood=None,
+        **kwargs,
+    ):
+        super().__init__(image_shape, levels, num_classes, **kwargs)
+        if likelihood is None:
+            likelihood = "bernoulli" if self.levels == 2 else "categorical"
+        if isinstance(likelihood, str):
+            likelihood = likelihood_of(likelihood, self.levels)
+        mixed = isinstance(likelihood, LogisticMixture) and self.image_shape[-1] > 1
+        if mixed and self.channels_in_turn:
+            raise ValueError(
+                f"likelihood 'logistic_mixture' couples the channels of a pixel, which "
+                f"{type(self).__name__} takes in turn: use 'categorical' or "
+                "'discretized_logistic', or PixelCNNPlusPlus."
+            )
+        self.likelihood = likelihood
+        self.num_outputs = self.likelihood.params_per_pixel(self.image_shape[-1])
+        self.trackers = [Mean(name) for name in ("nll_nats", "bits_per_dim")]
+        self._logits = backend.compiled(self, self._float_params, gradients=True)
+        self._log_prob = backend.compiled(self, self.log_likelihood, gradients=True)
+        self._complete = backend.compiled(self, self._completed)
+
+    def get_config(self):
+        return super().get_config() | {"likelihood": self.likelihood.name}
+
+    def params(self, x, labels=None, training=False):
+        """The likelihood's parameters at every pixel, in one parallel pass.
+
+        Args:
+            x: integers (B, H, W, C).
+            labels: int32 (B,), or None.
+
+        Returns: (B, H, W, P), in the policy's compute dtype.
+        """
+        raise NotImplementedError
+
+    def log_likelihood(self, x, labels=None, training=False):
+        """log p(x), eq. 1: (B,) nats, in plain ops."""
+        return self.likelihood.log_prob(self.params(x, labels, training), x)
+
+    # Training
+
+    def _terms(self, x, labels, training=False):
+        nll = -self.log_likelihood(x, labels, training)  # (B,)
+        per_dim = bits_per_dim(nll, self.image_shape)
+        return {"loss": nll, "nll_nats": nll, "bits_per_dim": per_dim}
+
+    @backend.step
+    def train_step(self, data):
+        x, labels, weight = self.unpack(data)
+
+        def loss():
+            terms = self._terms(x, labels, training=True)
+            return self.objective(terms["loss"], weight), terms
+
+        _, terms = self.minimize(loss)
+        return self.tracked(terms, weight)
+
+    @backend.step
+    def test_step(self, data):
+        x, labels, weight = self.unpack(data)
+        return self.tracked(self._terms(x, labels), weight)
+
+    # Densities
+
+    def _float_params(self, x, labels=None):
+        return ops.cast(self.params(x, labels), "float32")
+
+    def logits(self, x, labels=None):
+        """The likelihood's parameters at every pixel: float32 (B, H, W, P). Those of a
+        dimension depend on the dimensions before it alone."""
+        return self._logits(*self.checked(x, labels))
+
+    def log_prob(self, x, labels=None):
+        """log p(x), exact: (B,) nats, float32."""
+        return self._log_prob(*self.checked(x, labels))
+
+    def call(self, inputs, training=False):
+        """`logits` for `predict`: of images, or (images, labels) if conditional."""
+        x, labels = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
+        check_images(x, self.image_shape, self.levels, values=False)
+        params = self.params(x, self.checked_labels(labels), training)
+        return ops.cast(params, "float32")
+
+    # Drawing
+
+    def _uniforms(self, seeds):
+        u = random.uniforms(seeds, self.num_dims)  # (B, D)
+        return ops.reshape(u, (-1, *self.image_shape))
+
+    def draw(self, seeds, labels=None):
+        """x ~ p(x): integers (B, H, W, C)."""
+        u = self._uniforms(seeds)
+        return self.fill(ops.zeros_like(u, "int32"), u, 0, labels)
+
+    def fill(self, x, u, known_rows, labels=None):
+        """Draws the rows from `known_rows` on, given those above: a naive loop, a whole
+        pass of the network for each dimension.
+
+        Args:
+            x: integers (B, H, W, C); rows from `known_rows` on are not looked at.
+            u: uniforms in (0, 1), (B, H, W, C).
+            known_rows: 0, or int32 (B,).
+
+        Returns: int32 (B, H, W, C).
+        """
+        H, W, C = self.image_shape
+        group = 1 if self.channels_in_turn else C
+        step_of = np.arange(H * W * C).reshape(H, W, C) // group
+        step_of = ops.convert_to_tensor(step_of, "int32")
+        known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1, 1, 1))
+        rows = ops.reshape(ops.arange(H, dtype="int32"), (1, H, 1, 1))
+        unknown = rows >= known_rows  # (B or 1, H, 1, 1)
+        x = ops.where(unknown, 0, ops.cast(x, "int32"))
+
+        def one_step(t, x):
+            drawn = self.likelihood.draw(self.params(x, labels), u)  # (B, H, W, C)
+            now = ops.logical_and(ops.equal(step_of, t), unknown)
+            return ops.where(now, drawn, x)
+
+        per_row = W * C // group
+        first = ops.min(known_rows) * per_row
+        return ops.fori_loop(first, H * per_row, one_step, x)
+
+    def _completed(self, x, known_rows, seeds, labels=None):
+        return self.fill(x, self._uniforms(seeds), known_rows, labels)
+
+    def complete(self, x, known_rows, seed=None, labels=None, verbose="auto"):
+        """Draws the lower part of images given the upper: x_low ~ p(x_low | x_up).
+
+        Args:
+            x: integer images (n, H, W, C); what is below the known rows is not used.
+            known_rows: how many rows from the top are given, one number or (n,).
+            seed: as for `sample`; with no known rows the result is `sample`'s.
+            labels: (n,) integers or one for all, for conditional models.
+            verbose: 0 for no progress bar.
+
+        Returns: uint8 NumPy (n, H, W, C).
+        """
+        check_images(x, self.image_shape, self.levels)
+        x = np.asarray(ops.convert_to_numpy(x), "int32")
+        n, H = len(x), self.image_shape[0]
+        rows = np.asarray(known_rows)
+        if rows.dtype.kind not in "iu" or rows.shape not in ((), (n,)):
+            raise ValueError(
+                f"known_rows must be an integer or {n} of them, one an image; got "
+                f"{known_rows!r}."
+            )
+        if np.any(rows < 0) or np.any(rows > H):
+            raise ValueError(f"known_rows must be in 0..{H}; got {known_rows!r}.")
+        rows = np.broadcast_to(rows, n).astype("int32")
+        arguments = [x, rows, *self.requests(n, seed, labels)]
+        drawn = in_batches(self._complete, arguments, self.image_shape, verbose)
+        return drawn.astype("uint8")
+
+    # Keeping
+
+    def endpoints(self):
+        return super().endpoints() | {
+            "log_prob": (self.log_likelihood, ["images"], ["log_prob"]),
+            "complete": (
+                self._completed_bytes,
+                ["images", "known_rows", "seed"],
+                ["images"],
+            ),
+        }
+
+    def _completed_bytes(self, x, known_rows, seeds, labels=None):
+        drawn = self._completed(x, known_rows, seeds, labels)
+        return ops.cast(drawn, "uint8")
