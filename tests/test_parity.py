@@ -40,12 +40,15 @@ def test_one_step_agrees_with_another_backend(digits, rng, tmp_path):
     with np.load(tmp_path / "outputs.npz") as theirs:
         assert set(theirs.files) == set(ours)
         for name in theirs.files:
-            if name == "sample":  # integers: equal but for ties within rounding
+            if "sample" in name:  # integers: equal but for ties within rounding
                 assert np.mean(theirs[name] != ours[name]) < 1e-3
-            elif name.startswith("step"):
-                assert np.abs(ours[name]).max() > 1e-4  # it is a step
+            elif "step" in name:
+                # a step, but in parts that a loss does not reach: the last block's
+                # vertical stack
+                still = name.startswith("gated") and not np.any(ours[name])
+                assert still or np.abs(ours[name]).max() > 1e-5
                 np.testing.assert_allclose(ours[name], theirs[name], atol=1e-5)
                 size = np.abs(ours[name]).max()  # and small beside the step, too
                 np.testing.assert_allclose(ours[name], theirs[name], atol=1e-3 * size)
             else:
-                np.testing.assert_allclose(ours[name], theirs[name], 1e-5, 1e-6)
+                np.testing.assert_allclose(ours[name], theirs[name], 2e-5, 2e-6)

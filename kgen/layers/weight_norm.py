@@ -185,7 +185,7 @@ def concat_elu(x):
 
 @keras.saving.register_keras_serializable(package="kgen")
 class GatedResnet(layers.Layer):
-    """A block of one stream; PixelCNN++, section 2.5 and its code.
+    """A block of one stream; PixelCNN++ (arXiv:1701.05517, section 2).
 
         x --cELU--conv to F--(+)--cELU--dropout--conv to 2F--(+)--a . sigma(b)--(+)
           aux --cELU--1x1 to F^                      label V h^                  ^x

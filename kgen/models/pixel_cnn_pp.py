@@ -8,7 +8,7 @@
 A stream u sees the rows above a pixel, a stream ul also the pixel's own row to its
 left, and takes u in at every block. Streams are halved twice and doubled again, with
 short cuts from the blocks on the way down to those on the way up (R resolutions of N
-blocks; figure 2 has three of six, counting short cuts):
+blocks; in the paper three of five):
 
     H x W      first -> N blocks ------------------------------> N + 1 blocks -> head
                            | halve                          ^ double
