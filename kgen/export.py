@@ -119,7 +119,8 @@ def _served(model, fn, inputs, outputs):
         # empty batch gets one of zeros, whose answer is dropped.
         n = tf.shape(values[0])[0]
         fill = tf.maximum(1 - n, 0)
-        values = [tf.pad(v, [[0, fill]] + [[0, 0]] * (len(v.shape) - 1)) for v in values]
+        rest = [[[0, 0]] * (len(v.shape) - 1) for v in values]
+        values = [tf.pad(v, [[0, fill], *r]) for v, r in zip(values, rest, strict=True)]
         results = fn(*map(prepared, inputs, values))
         results = results if isinstance(results, tuple) else (results,)
         return {k: v[:n] for k, v in zip(outputs, results, strict=True)}

@@ -135,11 +135,12 @@ def _best_so_far(history):
     return min(losses, default=None)
 
 
-def fit(args, model, splits, *, every, callbacks=(), samples=64):
+def fit(args, model, splits, *, every, samples=64, averaged=False):
     """Prints what is resolved, trains, and leaves in the model the weights that were
     best on the validation images. Returns the seconds it took.
 
-    `every` so many epochs, pictures are drawn, with so many `samples`.
+    `every` so many epochs, pictures are drawn, with so many `samples`. `averaged`: the
+    optimizer keeps a moving average of the weights, which is to be validated and kept.
 
     Every epoch's state is in `<out>/backup`: `--resume` continues from the last one.
     """
@@ -158,6 +159,14 @@ def fit(args, model, splits, *, every, callbacks=(), samples=64):
                 out / "epochs", splits.validation, every=every
             )
         ]
+    backup = keras.callbacks.BackupAndRestore(
+        out / "backup", double_checkpoint=True, delete_checkpoint=False
+    )
+    # The backup comes last, when all else of the epoch is written; but before the
+    # averaged weights are swapped in, which those after it see.
+    first, last = [], [backup]
+    if averaged:
+        first, last = [backup, keras.callbacks.SwapEMAWeights(swap_on_epoch=True)], []
     start = time.time()
     model.fit(
         kgen.data.Batches(splits.train, batch_size=args.batch_size, seed=args.seed),
@@ -165,7 +174,7 @@ def fit(args, model, splits, *, every, callbacks=(), samples=64):
         epochs=args.epochs,
         verbose=0,
         callbacks=[
-            *callbacks,
+            *first,
             keras.callbacks.ModelCheckpoint(
                 best,
                 save_best_only=True,
@@ -179,9 +188,7 @@ def fit(args, model, splits, *, every, callbacks=(), samples=64):
                 ["loss", "val_loss", "val_kl_nats", "val_bits_per_dim"],
                 every=max(1, every // 5),
             ),
-            keras.callbacks.BackupAndRestore(
-                out / "backup", double_checkpoint=True, delete_checkpoint=False
-            ),
+            *last,
         ],
     )
     seconds = time.time() - start

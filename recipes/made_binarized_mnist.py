@@ -1,6 +1,6 @@
 """MADE on statically binarised MNIST: exact log p(x).
 
-    python recipes/made_binarized_mnist.py --backend tensorflow
+    python recipes/made_binarized_mnist.py --backend jax
 
 Reproduces: Germain, Gregor, Murray and Larochelle, "MADE: Masked Autoencoder for
     Distribution Estimation", ICML 2015, arXiv:1502.03509.

@@ -6,7 +6,11 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 with contextlib.suppress(ImportError):
-    import torch  # noqa: F401  before TensorFlow: the other way round may segfault
+    import torch  # before TensorFlow: the other way round may segfault
+
+    torch.set_num_threads(
+        1
+    )  # tiny tensors: threads that wait for one another cost more
 
 import keras
 import numpy as np

@@ -14,10 +14,9 @@ TINY = {
     "made-ensemble": (models.MADE, {"hidden_units": (12, 12), "num_masks": 3}),
     "pixel-cnn": (models.PixelCNN, {"filters": 6, "num_blocks": 2}),
     "gated": (models.GatedPixelCNN, {"filters": 6, "num_blocks": 2}),
-    "pp": (getattr(models, "PixelCNNPlusPlus", None), {"filters": 4, "num_blocks": 1}),
+    "pp": (models.PixelCNNPlusPlus, {"filters": 4, "num_blocks": 1}),
 }
-if not hasattr(models, "PixelCNNPlusPlus"): TINY.pop("pp")
-DEEP = (models.PixelCNN, models.GatedPixelCNN, getattr(models, "PixelCNNPlusPlus", models.PixelCNN))
+DEEP = (models.PixelCNN, models.GatedPixelCNN, models.PixelCNNPlusPlus)
 ONE_PASS = [name for name in TINY if name != "made-ensemble"]  # one set of logits
 
 

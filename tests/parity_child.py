@@ -16,9 +16,7 @@ import kgen
 def results(inputs):
     """What must not depend on the backend: {name: array}."""
     return vae(inputs) | {
-        f"{name}_{key}": value
-        for name in TINY
-        for key, value in exact(name).items()
+        f"{name}_{key}": value for name in TINY for key, value in exact(name).items()
     }
 
 

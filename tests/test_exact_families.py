@@ -16,8 +16,8 @@ SHAPES = {"grey": (5, 7, 1), "colour": (4, 3, 3)}
 @pytest.mark.parametrize("kind", SHAPES)
 def test_parameters_see_every_earlier_dimension_and_no_later_one(name, kind, rng):
     shape = SHAPES[kind]
-    deep = {"num_blocks": 4, "filters": 48} if name == "gated" else {}
-    model = tiny(name, shape, levels=3, scale=2.0, **deep)
+    deep = {"gated": {"num_blocks": 4, "filters": 48}, "pp": {"num_blocks": 2}}
+    model = tiny(name, shape, levels=3, scale=2.0, **deep.get(name, {}))
     seen = sees(model, rng.integers(0, 3, (12, *shape)))
     np.testing.assert_array_equal(seen, np.tri(len(seen), k=-1, dtype=bool))
 
@@ -146,12 +146,14 @@ def test_a_training_step_descends_the_gradient_of_the_likelihood(name, rng):
         model.initialized.assign(True)
     x = rng.integers(0, 3, (8, *shape)).astype("uint8")
     before = [numpy(v).astype("float64") for v in model.trainable_variables]
-    if name == "made-ensemble":  # a step is on one mask's likelihood
-        nll = lambda: -numpy(  # noqa: E731
-            ops.mean(model.likelihood.log_prob(model.logits(x, mask=0), x))
-        )
-    else:
-        nll = lambda: -numpy(model.log_prob(x)).mean()  # noqa: E731
+
+    def nll():
+        if name == "made-ensemble":  # a step is on one mask's likelihood
+            log_p = model.likelihood.log_prob(model.logits(x, mask=0), x)
+        else:
+            log_p = model.log_prob(x)
+        return -numpy(log_p).mean()
+
     model.compile(keras.optimizers.SGD(rate))
     model.fit(x, batch_size=8, shuffle=False, verbose=0)
     gradient = [

@@ -8,8 +8,8 @@ Convolutions whose kernels see earlier pixels only: mask A, without the pixel it
 the first layer, mask B after it; channels R, G, B of a pixel follow one another. So
 one parallel pass gives every factor of p(x) = prod_i p(x_i | x_<i).
 
-    image --7x7 mask A, 2h--> [ReLU 1x1 to h, ReLU 3x3 to h, ReLU 1x1 to 2h, +] x blocks
-          --ReLU 1x1--> head_filters --ReLU 1x1--> likelihood's parameters   (all mask B)
+    image --7x7 mask A, 2h--> [ReLU 1x1 to h, ReLU 3x3 to h, ReLU 1x1 to 2h, +] x N
+          --ReLU 1x1--> head_filters --ReLU 1x1--> likelihood's parameters  (mask B)
 
 A stack of square windows does not see a triangle above and to the right of the pixel:
 the blind spot, which Gated PixelCNN was made to remove.

@@ -216,8 +216,6 @@ class VAE(GenerativeModel):
         log_px_z = self.likelihood.log_prob(params, x[:, None])  # (B, k)
         return log_px_z + gaussian_log_prob(z) - gaussian_log_prob(z, mean, log_var)
 
-    # Latents and images
-
     def encode(self, x, labels=None):
         """Posterior of images: mean and log variance, float32 (B, L) each."""
         return self._posterior(*self.checked(x, labels))
