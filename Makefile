@@ -33,6 +33,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_train_step.py
+	$(BIN)/python tests/benchmarks/bench_gated_pixel_cnn.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache

@@ -3,24 +3,18 @@ on each backend, beside the same network and step in plain PyTorch on the same m
 
     python tests/benchmarks/bench_train_step.py          (or `make bench`)
 
-Each measurement is a process of its own: one epoch to warm up and compile, then ROUNDS
-epochs of STEPS steps, of which the median counts. The processes take turns, REPEATS
-times, so that a machine whose speed drifts does so for all; the ratio is the median of
-the ratios turn by turn. Writes results/train_step.md.
+Each measurement is one epoch to warm up and compile, then ROUNDS epochs of STEPS steps,
+of which the median counts. Writes results/train_step.md.
 """
 
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
-from datetime import UTC, datetime
-from pathlib import Path
+
+from side_by_side import BACKENDS, name, ratio, take_turns, where, write
 
 BATCH, STEPS, ROUNDS, REPEATS = 100, 200, 5, 3
 BASELINE = "plain PyTorch"
-BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def images():
@@ -86,53 +80,26 @@ def measure(what):
     return 1000 * statistics.median(times) / STEPS
 
 
-def child(what):
-    env = os.environ | ({} if what == BASELINE else {"KERAS_BACKEND": what})
-    done = subprocess.run(
-        [sys.executable, __file__, what], env=env, stdout=subprocess.PIPE, check=True
-    )
-    return float(done.stdout)
-
-
 def main():
-    times = {what: [] for what in (BASELINE, *BACKENDS)}
-    for turn in range(REPEATS):
-        for what in times:
-            times[what].append(child(what))
-            print(
-                f"{turn + 1}/{REPEATS} {what}: {times[what][-1]:.2f} ms/step",
-                flush=True,
-            )
-    rows = []
-    for what, values in times.items():
-        ratios = [v / b for v, b in zip(values, times[BASELINE], strict=True)]
-        name = what if what == BASELINE else f"kgen on {what}"
-        rows.append(
-            f"| {name} | {statistics.median(values):.2f} | "
-            f"{min(values):.2f}-{max(values):.2f} | {statistics.median(ratios):.2f} |"
-        )
-    from importlib.metadata import version
-
-    packages = ", ".join(f"{p} {version(p)}" for p in ("keras", *BACKENDS))
-    text = "\n".join(
+    times = take_turns(__file__, (BASELINE, *BACKENDS), REPEATS)
+    rows = [
+        f"| {name(what)} | {statistics.median(values):.2f} | "
+        f"{min(values):.2f}-{max(values):.2f} | {ratio(times, what, BASELINE):.2f} |"
+        for what, values in times.items()
+    ]
+    write(
+        "train_step.md",
         [
             "# A training step of the one-layer VAE",
             "",
             f"784-200-200-50, batch {BATCH}, `fit`; the ratio is to plain PyTorch.",
-            f"{platform.machine()}, {os.cpu_count()} cores, no GPU; Python "
-            f"{platform.python_version()}, {packages}; {datetime.now(UTC).date()}.",
-            "`make bench`",
+            where(),
             "",
             "| | ms/step, median | range | ratio |",
             "|---|---|---|---|",
             *rows,
-            "",
-        ]
+        ],
     )
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    (results / "train_step.md").write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":

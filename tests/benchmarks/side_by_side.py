@@ -1,0 +1,60 @@
+"""Times cases against one another: each measurement in a process of its own, the cases
+in turns, several times over, so that a machine whose speed drifts does so for all. The
+ratio to the baseline is the median of the ratios turn by turn."""
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def take_turns(script, cases, repeats):
+    """{case: [number, one a turn]}, as `python script case` prints them. A case that is
+    the name of a backend runs with KERAS_BACKEND set to it."""
+    numbers = {case: [] for case in cases}
+    for turn in range(repeats):
+        for case in cases:
+            env = os.environ | ({"KERAS_BACKEND": case} if case in BACKENDS else {})
+            done = subprocess.run(
+                [sys.executable, script, case],
+                env=env,
+                stdout=subprocess.PIPE,
+                check=True,
+            )
+            numbers[case].append(float(done.stdout.split()[-1]))
+            print(f"{turn + 1}/{repeats} {case}: {numbers[case][-1]:.2f}", flush=True)
+    return numbers
+
+
+def ratio(numbers, case, baseline):
+    pairs = zip(numbers[case], numbers[baseline], strict=True)
+    return statistics.median(a / b for a, b in pairs)
+
+
+def name(case):
+    return f"kgen on {case}" if case in BACKENDS else case
+
+
+def where():
+    """Machine, versions and date, for the head of a table."""
+    packages = ", ".join(f"{p} {version(p)}" for p in ("keras", *BACKENDS))
+    return (
+        f"{platform.machine()}, {os.cpu_count()} cores, no GPU; Python "
+        f"{platform.python_version()}, {packages}; {datetime.now(UTC).date()}. "
+        "`make bench`"
+    )
+
+
+def write(file, lines):
+    """Writes results/`file`, and prints it."""
+    text = "\n".join([*lines, ""])
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    (results / file).write_text(text)
+    print(text)
