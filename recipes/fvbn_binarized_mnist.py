@@ -7,6 +7,9 @@ Reproduces: the fully visible sigmoid belief network (Neal 1992; Frey 1998) as g
 Data: binarized_mnist (Larochelle and Murray 2011): 50,000 train, 10,000 validation,
     10,000 test; tfds loads it by name. Validation chooses the epoch, test is read once.
 Published: 97.45 nats.
+Ours: 98.13 nats, 0.1806 bits/dim (validation 99.16); seed 0, TensorFlow,
+    615,440 parameters, 1 minutes of training on two cores, shared with
+    other work; recipes/results/fvbn_binarized_mnist/metrics.json.
 
 Differences from the paper:
   1. AdamW with a cosine schedule from 1e-2, weight decay 0.01, batches of 100, 20

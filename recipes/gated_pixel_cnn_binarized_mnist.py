@@ -8,6 +8,9 @@ Reproduces: Gated PixelCNN of van den Oord et al., "Conditional Image Generation
 Data: binarized_mnist (Larochelle and Murray 2011): 50,000 train, 10,000 validation,
     10,000 test; tfds loads it by name. Validation chooses the epoch, test is read once.
 Published: 80.10 nats (PixelVAE, table 1).
+Ours: 84.76 nats, 0.1560 bits/dim (validation 85.26); seed 0, TensorFlow,
+    87,025 parameters, 16 minutes of training on two cores, shared with
+    other work; recipes/results/gated_pixel_cnn_binarized_mnist/metrics.json.
 
 Differences from the paper:
   1. 7x7 first block and 8 blocks of 5x5, 16 filters; PixelVAE's has 12 layers of 5x5

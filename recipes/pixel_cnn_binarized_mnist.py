@@ -7,6 +7,9 @@ Reproduces: PixelCNN of van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recur
 Data: binarized_mnist (Larochelle and Murray 2011): 50,000 train, 10,000 validation,
     10,000 test; tfds loads it by name. Validation chooses the epoch, test is read once.
 Published: 81.30 nats.
+Ours: 87.25 nats, 0.1606 bits/dim (validation 87.77); seed 0, TensorFlow,
+    41,441 parameters, 9 minutes of training on two cores, shared with
+    other work; recipes/results/pixel_cnn_binarized_mnist/metrics.json.
 
 Differences from the paper:
   1. 8 residual blocks with h = 16, of 5x5 kernels in place of 3x3: so few blocks of
