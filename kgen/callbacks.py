@@ -146,6 +146,8 @@ class Progress(keras.callbacks.Callback):
 
     def __init__(self, metrics=None, every=1, seconds=30):
         super().__init__()
+        if every < 1:
+            raise ValueError(f"every must be a positive number of epochs; got {every}.")
         self.metrics, self.every, self.seconds = metrics, every, seconds
 
     def on_train_begin(self, logs=None):

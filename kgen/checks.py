@@ -103,11 +103,21 @@ def multiples(channels, **widths):
             )
 
 
-def odd(**kernel_sizes):
-    """Raises a ValueError unless each is an odd positive int: kernels are centred."""
+def positive(**values):
+    """Raises a ValueError unless each is a positive int."""
+    for name, value in values.items():
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name} must be a positive integer; got {value!r}.")
+
+
+def odd(least=1, **kernel_sizes):
+    """Raises a ValueError unless each is an odd int, at least `least`: kernels are
+    centred, and one that leaves its centre out needs 3 to see anything."""
     for name, size in kernel_sizes.items():
-        if not isinstance(size, (int, np.integer)) or size < 1 or size % 2 == 0:
-            raise ValueError(f"{name} must be an odd positive integer; got {size!r}.")
+        if not isinstance(size, (int, np.integer)) or size < least or size % 2 == 0:
+            raise ValueError(
+                f"{name} must be an odd integer, {least} or more; got {size!r}."
+            )
 
 
 def portable(config):

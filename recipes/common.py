@@ -91,7 +91,7 @@ def cosine(args, splits, rate, warmup=0.05):
     steps = args.epochs * -(-len(splits.train) // args.batch_size)
     first = max(1, round(warmup * steps))
     return keras.optimizers.schedules.CosineDecay(
-        0.0, steps - first, warmup_target=rate, warmup_steps=first
+        0.0, max(1, steps - first), warmup_target=rate, warmup_steps=first
     )
 
 

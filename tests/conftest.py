@@ -4,6 +4,11 @@ import contextlib
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Tiny models: compiling them takes longer than running them ever would.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 with contextlib.suppress(ImportError):
     import torch  # before TensorFlow: the other way round may segfault

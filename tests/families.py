@@ -58,7 +58,7 @@ FAMILIES = {
     "pixel-cnn": lambda: PixelCNN(SHAPE, LEVELS, filters=4, num_blocks=1),
     "gated": lambda: GatedPixelCNN(SHAPE, LEVELS, CLASSES, filters=4, num_blocks=1),
     "pp": lambda: PixelCNNPlusPlus(
-        SHAPE, LEVELS, filters=4, num_blocks=1, num_resolutions=2, num_mixtures=2
+        SHAPE, LEVELS, filters=4, num_blocks=1, num_resolutions=1, num_mixtures=2
     ),
 }
 EXACT = ("fvbn", "nade", "made", "pixel-cnn", "gated", "pp")

@@ -123,5 +123,5 @@ def test_masked_dense_keeps_its_configuration():
 
 
 def test_nade_needs_units():
-    with pytest.raises(ValueError, match="units must be positive"):
+    with pytest.raises(ValueError, match="units must be a positive"):
         NADE((2, 2, 1), units=0)

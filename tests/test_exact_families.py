@@ -16,7 +16,10 @@ SHAPES = {"grey": (5, 7, 1), "colour": (4, 3, 3)}
 @pytest.mark.parametrize("kind", SHAPES)
 def test_parameters_see_every_earlier_dimension_and_no_later_one(name, kind, rng):
     shape = SHAPES[kind]
-    deep = {"gated": {"num_blocks": 4, "filters": 48}, "pp": {"num_blocks": 2}}
+    deep = {
+        "gated": {"num_blocks": 4, "filters": 48},
+        "pp": {"num_blocks": 2, "num_resolutions": 2},
+    }
     model = tiny(name, shape, levels=3, scale=2.0, **deep.get(name, {}))
     seen = sees(model, rng.integers(0, 3, (12, *shape)))
     np.testing.assert_array_equal(seen, np.tri(len(seen), k=-1, dtype=bool))
@@ -82,7 +85,8 @@ def test_frequencies_of_samples_fit_the_probabilities(name):
     "shape,levels", [((5, 4, 1), 2), ((1, 6, 1), 5), ((3, 2, 3), 4)], ids=str
 )
 def test_samples_are_what_their_uniforms_say(name, shape, levels):
-    model = tiny(name, shape, levels, scale=2.0)
+    halved = {"num_resolutions": 2} if name == "pp" and shape[0] > 1 else {}
+    model = tiny(name, shape, levels, scale=2.0, **halved)
     x = model.sample(16, seed=5)
     u = model._uniforms(ops.convert_to_tensor(random.image_seeds(5, 16)))
     np.testing.assert_array_equal(fixed_point(model, x, numpy(u)), x)
@@ -212,11 +216,44 @@ def test_wrong_known_rows_are_told(rows, words):
         model.complete(np.zeros((2, 4, 3, 1), "uint8"), rows)
 
 
+def test_labels_of_given_images_are_asked_for():
+    model = tiny("fvbn", (4, 3, 1), num_classes=3)
+    x = np.zeros((4, 4, 3, 1), "uint8")
+    for use in (model.log_prob, model.logits, lambda x, y: model.complete(x, 2, 0, y)):
+        with pytest.raises(ValueError, match="conditional"):
+            use(x, None)
+        with pytest.raises(ValueError, match="labels: expected 4, got 1"):
+            use(x, np.array([1]))
+
+
+@pytest.mark.parametrize(
+    "name,kwargs,words",
+    [
+        ("nade", {"units": 7.9}, "units must be a positive integer; got 7.9"),
+        ("made", {"num_masks": 0}, "num_masks must be a positive integer; got 0"),
+        ("pp", {"num_mixtures": -4}, "num_mixtures must be a positive integer"),
+        ("pp", {"num_blocks": 1.5}, "num_blocks must be a positive integer"),
+        ("fvbn", {"levels": 2.5}, "levels must be in"),
+    ],
+)
+def test_wrong_numbers_are_told(name, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        tiny(name, (4, 4, 1), **{"levels": 4} | kwargs)
+
+
+def test_likelihoods_are_named():
+    with pytest.raises(TypeError, match="likelihood must be a name"):
+        tiny("fvbn", (4, 4, 1), likelihood=5)
+
+
 @pytest.mark.parametrize("name", ["pixel-cnn", "gated"])
 def test_wrong_sizes_are_told(name):
     for kwargs, words in (
         ({"filters": 4}, "filters must be a positive multiple of the image's 3 chann"),
-        ({"kernel_size": 4}, "kernel_size must be an odd positive integer; got 4"),
+        ({"kernel_size": 4}, "kernel_size must be an odd integer, 1 or more; got 4"),
+        ({"first_kernel_size": 1}, "must be an odd integer, 3 or more; got 1"),
+        ({"num_blocks": -1}, "num_blocks must be a positive integer; got -1"),
+        ({"head_filters": 0}, "head_filters must be a positive multiple"),
         ({"likelihood": "logistic_mixture"}, "couples the channels of a pixel"),
         ({"likelihood": "poisson"}, "'poisson'"),
     ):

@@ -219,7 +219,7 @@ def test_errors_say_what_to_do(rng):
         model.logits(x, mask=3)
     for kwargs, match in [
         ({"hidden_units": ()}, "FVBN"),
-        ({"num_masks": 0}, "num_masks must be positive"),
+        ({"num_masks": 0}, "num_masks must be a positive"),
         ({"ordering": "random order"}, "'raster' or 'random'"),
         ({"seed": None}, "seed must be an integer"),
         ({"seed": -1}, "seed must be an integer"),

@@ -189,7 +189,8 @@ def test_fit_initialises_a_fresh_model_once(no_training, tmp_path):
     assert int(model.initialized) == 1 and np.abs(first - fresh).max() > 0.01
     model.fit(other)
     np.testing.assert_array_equal(scales(model), first)
-    strong(model).initialize(x[:256])  # what fit took of 300
+    # what fit took of 300
+    strong(model).initialize(x[np.linspace(0, 299, 256).astype(int)])
     np.testing.assert_array_equal(scales(model), first)
 
     model.save_weights(tmp_path / "m.weights.h5")
@@ -229,8 +230,11 @@ def test_fit_checks_before_it_initialises():
 def test_first_images_of_all_kinds_of_data():
     x, y = images(10, (4, 3, 1), 2), np.arange(10)
     got, labels = first_images(x, y, most=5)
-    np.testing.assert_array_equal(got, x[::2])
-    np.testing.assert_array_equal(labels, y[::2])
+    even = [0, 2, 4, 6, 9]
+    np.testing.assert_array_equal(got, x[even])
+    np.testing.assert_array_equal(labels, y[even])
+    got, labels = first_images(ops.convert_to_tensor(x), most=5)
+    np.testing.assert_array_equal(got, x[even])
     got, labels = first_images(ops.convert_to_tensor(x), most=20)
     np.testing.assert_array_equal(got, x)
     assert labels is None
@@ -252,8 +256,9 @@ def test_first_images_of_torch_loaders_and_tf_data():
     loader = torch.utils.data.DataLoader(pairs, 3, shuffle=True)
     state = torch.get_rng_state()
     got, labels = first_images(loader, most=5)
-    np.testing.assert_array_equal(labels, y[::2])
-    np.testing.assert_array_equal(got, x[::2])
+    even = [0, 2, 4, 6, 9]
+    np.testing.assert_array_equal(labels, y[even])
+    np.testing.assert_array_equal(got, x[even])
     assert torch.equal(state, torch.get_rng_state())
 
     tf = pytest.importorskip("tensorflow")
@@ -374,7 +379,7 @@ def test_likelihoods_and_configurations():
     again = PixelCNNPlusPlus.from_config(model.get_config())
     assert again.num_mixtures == again.likelihood.num_mixtures == 3
     assert again.get_config() == model.get_config()
-    own = tiny(levels=17, likelihood=type(model.likelihood)(17, 5))
+    own = tiny(levels=17, likelihood="logistic_mixture", num_mixtures=5)
     assert PixelCNNPlusPlus.from_config(own.get_config()).num_outputs == 15
 
 

@@ -36,9 +36,9 @@ class Autoregressive(GenerativeModel):
     Args:
         image_shape, levels, num_classes: see GenerativeModel.
         likelihood: of a pixel: "bernoulli" (2 levels), "categorical",
-            "discretized_logistic", "logistic_mixture", or an object of
-            kgen.likelihoods; None for Bernoulli at 2 levels and categorical, the
-            softmax over levels, at more.
+            "discretized_logistic" or "logistic_mixture"; None for Bernoulli at 2 levels
+            and categorical, the softmax over levels, at more.
+        num_mixtures: components of a "logistic_mixture".
 
     Metrics, means over images: `loss` (what is minimised), `nll_nats`, `bits_per_dim`
     (nats / (H W C ln 2)).
@@ -54,21 +54,23 @@ class Autoregressive(GenerativeModel):
         levels=2,
         num_classes=None,
         likelihood=None,
+        num_mixtures=10,
         **kwargs,
     ):
         super().__init__(image_shape, levels, num_classes, **kwargs)
         if likelihood is None:
             likelihood = "bernoulli" if self.levels == 2 else "categorical"
-        if isinstance(likelihood, str):
-            likelihood = likelihood_of(likelihood, self.levels)
-        mixed = isinstance(likelihood, LogisticMixture) and self.image_shape[-1] > 1
-        if mixed and self.channels_in_turn:
+        if not isinstance(likelihood, str):
+            raise TypeError(f"likelihood must be a name or None; got {likelihood!r}.")
+        mixture = likelihood == LogisticMixture.name
+        if mixture and self.channels_in_turn and self.image_shape[-1] > 1:
             raise ValueError(
                 f"likelihood 'logistic_mixture' couples the channels of a pixel, which "
                 f"{type(self).__name__} takes in turn: use 'categorical' or "
                 "'discretized_logistic', or PixelCNNPlusPlus."
             )
-        self.likelihood = likelihood
+        own = {"num_mixtures": num_mixtures} if mixture else {}
+        self.likelihood = likelihood_of(likelihood, self.levels, **own)
         self.num_outputs = self.likelihood.params_per_pixel(self.image_shape[-1])
         self.trackers = [Mean(name) for name in ("nll_nats", "bits_per_dim")]
         self._logits = backend.compiled(self, self._float_params, gradients=True)
@@ -187,12 +189,12 @@ class Autoregressive(GenerativeModel):
             x: integer images (n, H, W, C); what is below the known rows is not used.
             known_rows: how many rows from the top are given, one number or (n,).
             seed: as for `sample`; with no known rows the result is `sample`'s.
-            labels: (n,) integers or one for all, for conditional models.
+            labels: (n,) integers, for conditional models.
             verbose: 0 for no progress bar.
 
         Returns: uint8 NumPy (n, H, W, C).
         """
-        check_images(x, self.image_shape, self.levels)
+        self.checked(x, labels)  # given images have labels, not the classes in turn
         x = np.asarray(ops.convert_to_numpy(x), "int32")
         n, H = len(x), self.image_shape[0]
         rows = np.asarray(known_rows)

@@ -35,7 +35,7 @@ class GenerativeModel(keras.Model):
             raise ValueError(
                 f"image_shape must be (height, width, channels); got {image_shape}."
             )
-        if not 2 <= levels <= 256:
+        if levels != int(levels) or not 2 <= levels <= 256:
             raise ValueError(f"levels must be in 2..256 (8 bit); got {levels}.")
         if num_classes is not None and num_classes < 1:
             raise ValueError(
@@ -71,6 +71,8 @@ class GenerativeModel(keras.Model):
         check_images(x, self.image_shape, self.levels)
         labels = self.checked_labels(labels)
         x = ops.convert_to_tensor(x)
+        if labels is not None and len(labels) != len(x):
+            raise ValueError(f"labels: expected {len(x)}, got {len(labels)}.")
         return (x,) if labels is None else (x, labels)
 
     def checked_labels(self, labels):

@@ -39,7 +39,7 @@ import numpy as np
 from keras import layers, ops
 
 from kgen import random
-from kgen.checks import sizes
+from kgen.checks import positive, sizes
 from kgen.layers.masked_dense import MaskedDense, mask_degrees
 from kgen.models.autoregressive import Autoregressive
 
@@ -84,8 +84,7 @@ class MADE(Autoregressive):
         **kwargs,
     ):
         super().__init__(image_shape, levels, num_classes, likelihood, **kwargs)
-        if num_masks < 1:
-            raise ValueError(f"num_masks must be positive; got {num_masks}.")
+        positive(num_masks=num_masks)
         if ordering not in ("raster", "random"):
             raise ValueError(f"ordering: expected 'raster' or 'random': {ordering!r}.")
         self.hidden_units = sizes("hidden_units", hidden_units)
@@ -177,7 +176,7 @@ class MADE(Autoregressive):
     def logits(self, x, labels=None, mask=0):
         """The likelihood's parameters at every pixel under one of the masks, by default
         the first: float32 (B, H, W, P). An ensemble has no others of its own."""
-        if not 0 <= mask < self.num_masks:
+        if mask not in range(self.num_masks):
             raise ValueError(f"mask must be in 0..{self.num_masks - 1}; got {mask}.")
         return self._logits(mask, *self.checked(x, labels))
 

@@ -33,6 +33,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from kgen.checks import positive
 from kgen.models.autoregressive import Autoregressive
 
 _BLOCK = 16  # k at most; the triangle costs k products a dimension
@@ -46,6 +47,9 @@ class NADE(Autoregressive):
         image_shape, levels, num_classes, likelihood: see Autoregressive.
         units: of the hidden layer.
         activation: of the hidden layer.
+
+    Draws in float32; under a half-precision policy, `log_prob` rounds otherwise, so
+    samples are those of the float32 weights.
 
     Metrics, means over images: `loss`, `nll_nats`, `bits_per_dim`.
 
@@ -66,8 +70,7 @@ class NADE(Autoregressive):
         **kwargs,
     ):
         super().__init__(image_shape, levels, num_classes, likelihood, **kwargs)
-        if units < 1:
-            raise ValueError(f"units must be positive; got {units}.")
+        positive(units=units)
         self.units = int(units)
         self.activation = activation
         self.activate = keras.activations.get(activation)

@@ -25,7 +25,7 @@ Differences from the paper:
 import keras
 from keras import layers, ops
 
-from kgen.checks import multiples, odd
+from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
 from kgen.models.autoregressive import Autoregressive
 
@@ -64,10 +64,12 @@ class PixelCNN(Autoregressive):
         **kwargs,
     ):
         super().__init__(image_shape, levels, num_classes, likelihood, **kwargs)
-        head_filters = head_filters or filters
+        head_filters = filters if head_filters is None else head_filters
         C = self.image_shape[-1]
         multiples(C, filters=filters, head_filters=head_filters)
-        odd(kernel_size=kernel_size, first_kernel_size=first_kernel_size)
+        positive(num_blocks=num_blocks)
+        odd(kernel_size=kernel_size)
+        odd(3, first_kernel_size=first_kernel_size)
         self.filters, self.num_blocks = filters, num_blocks
         self.kernel_size, self.first_kernel_size = kernel_size, first_kernel_size
         self.head_filters = head_filters

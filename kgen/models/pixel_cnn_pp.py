@@ -38,9 +38,9 @@ import numpy as np
 from keras import ops
 
 from kgen import backend
-from kgen.checks import check_data, sizes
+from kgen.checks import check_data, positive, sizes
 from kgen.layers import GatedResnet, WeightNormConv2D
-from kgen.likelihoods import LogisticMixture, likelihood_of
+from kgen.likelihoods import LogisticMixture
 from kgen.models.autoregressive import Autoregressive
 
 # First and last offsets of the windows (rows, columns) of both streams
@@ -53,7 +53,7 @@ class PixelCNNPlusPlus(Autoregressive):
     """PixelCNN++; see the module for the figure.
 
     The first `fit` of a fresh model starts with `initialize`, from up to 256 of its
-    images: every so-manieth of an array or a torch DataLoader's data set, the first
+    images: at even distances of an array or a torch DataLoader's data set, the first
     ones of a PyDataset or tf.data (where that takes an iterator of its own, so one that
     reshuffles goes on from its second order). Generators, which cannot be looked into
     without taking from them, are left alone: call `initialize` yourself.
@@ -97,14 +97,12 @@ class PixelCNNPlusPlus(Autoregressive):
         if likelihood is None:
             one_bit = levels == 2 and sizes("image_shape", image_shape)[-1:] == (1,)
             likelihood = "bernoulli" if one_bit else LogisticMixture.name
-        if likelihood == LogisticMixture.name:
-            likelihood = likelihood_of(likelihood, levels, num_mixtures=num_mixtures)
-        super().__init__(image_shape, levels, num_classes, likelihood, **kwargs)
-        self.num_mixtures = getattr(self.likelihood, "num_mixtures", num_mixtures)
+        positive(filters=filters, num_blocks=num_blocks, num_mixtures=num_mixtures)
+        super().__init__(
+            image_shape, levels, num_classes, likelihood, num_mixtures, **kwargs
+        )
+        self.num_mixtures = num_mixtures
         self.filters, self.num_blocks, self.dropout = filters, num_blocks, dropout
-        for name, n in (("filters", filters), ("num_blocks", num_blocks)):
-            if n < 1:
-                raise ValueError(f"{name} must be positive; got {n}.")
         self._set_maps(num_resolutions)
         self._build_network()
         self.initialized = self.add_weight(
@@ -261,15 +259,16 @@ def first_images(x, y=None, most=256):
     be read only once. Data sets keep their order, a torch DataLoader also its
     generator; arrays and its data set are read at even distances."""
     if hasattr(x, "shape"):
-        thin = slice(None, None, max(1, len(x) // most))
-        batches = [(x[thin], None if y is None else y[thin])]
+        thin = _evenly(len(x), most)
+        arrays = (x,) if y is None else (x, y)
+        batches = [tuple(_rows(a, thin) for a in arrays)]
     elif isinstance(x, keras.utils.PyDataset):
         batches = (x[i] for i in range(len(x)))
     elif hasattr(x, "as_numpy_iterator"):  # tf.data
         batches = x.take(most).as_numpy_iterator()
     elif hasattr(x, "collate_fn") and hasattr(x.dataset, "__len__"):
-        chosen = range(0, len(x.dataset), max(1, len(x.dataset) // most))
-        batches = [x.collate_fn([x.dataset[i] for i in chosen[:most]])]
+        chosen = _evenly(len(x.dataset), most)
+        batches = [x.collate_fn([x.dataset[int(i)] for i in chosen])]
     else:
         return None
     images, labels, count = [], [], 0
@@ -283,3 +282,13 @@ def first_images(x, y=None, most=256):
             break
     labels = np.concatenate(labels)[:most] if labels else None
     return np.concatenate(images)[:most], labels
+
+
+def _rows(a, chosen):
+    """a[chosen] of an array or a tensor; TensorFlow's take no lists of indices."""
+    return a[chosen] if isinstance(a, np.ndarray) else ops.take(a, chosen, axis=0)
+
+
+def _evenly(n, most):
+    """At most so many indices, from the first to the last of n."""
+    return np.linspace(0, n - 1, min(n, most)).astype("int64")
