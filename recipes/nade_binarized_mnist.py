@@ -8,6 +8,9 @@ Reproduces: Larochelle and Murray, "The Neural Autoregressive Distribution Estim
 Data: binarized_mnist (Larochelle and Murray 2011): 50,000 train, 10,000 validation,
     10,000 test; tfds loads it by name. Validation chooses the epoch, test is read once.
 Published: 88.33 nats (500 units, fixed order).
+Ours: 91.78 nats, 0.1689 bits/dim (validation 92.74); seed 0, TensorFlow,
+    471,484 parameters, 18 minutes of training on two cores, shared with
+    other work; recipes/results/nade_binarized_mnist/metrics.json.
 
 Differences from the paper:
   1. Raster order of the pixels; 300 units in place of 500.

@@ -7,8 +7,8 @@ Reproduces: the model of Salimans, Karpathy, Chen and Kingma, "PixelCNN++: Impro
     2017, arXiv:1701.05517, whose authors give no MNIST number.
 Data: binarized_mnist (Larochelle and Murray 2011): 50,000 train, 10,000 validation,
     10,000 test; tfds loads it by name. Validation chooses the epoch, test is read once.
-Published: for dynamic binarisation, which is easier, 78.2 nats (README of
-    hankyul2/pytorch-ae).
+Published: nothing known to us for this data; for dynamic binarisation, which is easier,
+    78.2 nats (README of hankyul2/pytorch-ae).
 
 Differences from the paper:
   1. 16 filters and 2 blocks a resolution in place of 160 and 5, no dropout; Bernoulli

@@ -12,8 +12,8 @@ and all of these share one matrix W and one bias c:
     parameters_d = b_d + V_d h_d                                                   (2)
     a_1 = c,   a_{d+1} = a_d + W_{.,d} x_d                                         (3)
 
-(1), (2): eqs. 1 and 2 of Uria et al.; with 2 levels sigmoid(parameters_d) is p(x_d = 1
-| x_<d). By (3), their eq. 4, an image costs O(D H), not O(D^2 H), to score or to draw.
+Section 2 of Uria et al.; with 2 levels sigmoid(parameters_d) is p(x_d = 1 | x_<d). By
+(3) an image costs O(D H), not O(D^2 H), to score or to draw.
 Unit: nats per image, summed over dimensions.
 
 Scoring knows all of x, so (3) need not be a loop over dimensions. They are taken in
