@@ -9,6 +9,9 @@ Data: binarized_mnist (Larochelle and Murray 2011): 50,000 train, 10,000 validat
     10,000 test; tfds loads it by name. Validation chooses the epoch, test is read once.
 Published: nothing known to us for this data; for dynamic binarisation, which is easier,
     78.2 nats (README of hankyul2/pytorch-ae).
+Ours: 83.24 nats, 0.1532 bits/dim (validation 83.73); seed 0, TensorFlow,
+    244,755 parameters, 20 minutes of training on two cores, shared with
+    other work; recipes/results/pixel_cnn_pp_binarized_mnist/metrics.json.
 
 Differences from the paper:
   1. 16 filters and 2 blocks a resolution in place of 160 and 5, no dropout; Bernoulli

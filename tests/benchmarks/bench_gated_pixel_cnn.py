@@ -15,7 +15,7 @@ import time
 
 from side_by_side import BACKENDS, name, ratio, take_turns, where, write
 
-BATCH, STEPS, ROUNDS, REPEATS = 64, 4, 3, 3
+BATCH, STEPS, ROUNDS, REPEATS = 64, 3, 3, 3
 F, BLOCKS = 32, 7
 BASELINE = "plain PyTorch"
 CHANNELS_LAST = "plain PyTorch, channels_last"
