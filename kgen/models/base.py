@@ -71,8 +71,10 @@ class GenerativeModel(keras.Model):
         check_images(x, self.image_shape, self.levels)
         labels = self.checked_labels(labels)
         x = ops.convert_to_tensor(x)
-        if labels is not None and len(labels) != len(x):
-            raise ValueError(f"labels: expected {len(x)}, got {len(labels)}.")
+        if labels is not None:
+            given, images = labels.shape[0], x.shape[0]
+            if given != images and None not in (given, images):  # None when traced
+                raise ValueError(f"labels: expected {images}, got {given}.")
         return (x,) if labels is None else (x, labels)
 
     def checked_labels(self, labels):
