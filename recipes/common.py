@@ -233,7 +233,7 @@ def finish(
     _write_results(out / "metrics.json", args, model, splits, results)
     for key, value in results.items():
         print(
-            f"{key:28}{value:.4f}" if isinstance(value, float) else f"{key:28}{value}"
+            f"{key:32}{value:.4f}" if isinstance(value, float) else f"{key:32}{value}"
         )
     for made in pictures:
         print(made)
