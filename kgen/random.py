@@ -12,6 +12,8 @@ Shapes: B = images in the batch. A seed is a pair of 32-bit words, int32 (B, 2).
 import numpy as np
 from keras import ops
 
+from kgen.likelihoods import gaussian_draw
+
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
 
@@ -76,7 +78,7 @@ def uniforms(seeds, count, stream=0):
 
 def normals(seeds, count, stream=0):
     """Standard normal numbers by inverse CDF, float32, shaped as `uniforms`."""
-    return float(np.sqrt(2.0)) * ops.erfinv(2.0 * uniforms(seeds, count, stream) - 1.0)
+    return gaussian_draw(uniforms(seeds, count, stream))
 
 
 def threefry(key0, key1, counter0, counter1):

@@ -222,6 +222,32 @@ def test_picture_callbacks(model, data, tmp_path, capsys):
     assert drawn == ["reconstructions_epoch_002.png"] * (len(grids) - 1)
 
 
+def test_progress_tells_of_long_epochs(digits, capsys):
+    model = FAMILIES["fvbn"]()
+    model.compile("adam")
+    progress = kgen.callbacks.Progress(["loss"], seconds=1e-9)
+    model.fit(digits[:64], batch_size=16, verbose=0, callbacks=[progress])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  loss")[0] for line in lines] == [
+        *(f"epoch 1/1, step {k}/4" for k in (1, 2, 3, 4)),
+        "epoch 1/1",
+    ]
+    with pytest.raises(ValueError, match="every must be a positive number"):
+        kgen.callbacks.Progress(every=0)
+
+
+def test_the_picture_of_completions(digits, tmp_path):
+    """Rows: images, their known halves, completions from seeds 0 and 1."""
+    model, images = FAMILIES["fvbn"](), digits[:3]
+    path = kgen.callbacks.save_completions(tmp_path / "c.png", model, images, draws=2)
+    known = images.copy()
+    known[:, 4:] = 0
+    drawn = [model.complete(images, 4, seed) for seed in (0, 1)]
+    rows = np.concatenate([images, known, *drawn])
+    expected = kgen.callbacks.image_grid(rows, LEVELS, columns=3)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
+
+
 BAD_IMAGES = {
     "shape": (
         np.zeros((4, 9, 8, 1), "uint8"),

@@ -30,6 +30,12 @@ def shifted(x, rows, columns):
     return x
 
 
+def convolved(x, kernel, rows, columns):
+    """The convolution of such windows: (B, H, W, F) with a kernel (rows, columns, F,
+    filters) -> (B, H, W, filters)."""
+    return ops.conv(shifted(x, rows, columns), kernel, padding="valid")
+
+
 def causal_mask(kind, rows, columns, inputs, outputs, channels, parts=1):
     """Which taps may be used so that dimensions see earlier ones only.
 
@@ -112,8 +118,7 @@ class ShiftedConv2D(keras.layers.Layer):
         return self.kernel * ops.convert_to_tensor(self._zeros, self.compute_dtype)
 
     def call(self, x):
-        x = shifted(x, self.rows, self.columns)
-        y = ops.conv(x, self.effective_kernel(), padding="valid")  # (B, H, W, filters)
+        y = convolved(x, self.effective_kernel(), self.rows, self.columns)
         return y + self.bias if self.use_bias else y
 
     def compute_output_shape(self, input_shape):

@@ -16,18 +16,11 @@ Shapes: B batch, H, W map, h = ceil(H / 2), w = ceil(W / 2), F input features.
 import keras
 from keras import layers, ops
 
-from kgen.layers.shifted import shifted
+from kgen.layers.shifted import convolved
 
 # Below this a feature counts as constant, as those of the rows above are in an image
 # of one row: it is centred, and its rounding errors are not blown up.
 _LEAST_VARIANCE = 1e-6
-
-
-def convolved(x, kernel, rows, columns):
-    """Output (i, j) sees the inputs i + rows, j + columns: (B, H, W, filters)."""
-    if tuple(rows) == tuple(columns) == (0, 0):
-        return ops.matmul(x, kernel[0, 0])
-    return ops.conv(shifted(x, rows, columns), kernel, padding="valid")
 
 
 def halved(x, kernel):

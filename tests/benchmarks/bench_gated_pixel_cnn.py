@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 
-from side_by_side import BACKENDS, name, ratio, take_turns, where, write
+from side_by_side import BACKENDS, milliseconds, name, ratio, take_turns, where, write
 
 BATCH, STEPS, ROUNDS, REPEATS = 64, 3, 3, 3
 F, BLOCKS = 32, 7
@@ -149,13 +149,7 @@ def measure(what):
         epoch = kgen_epoch()
     else:
         epoch = plain_torch_epoch(what == CHANNELS_LAST)
-    epoch()
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        epoch()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times) / STEPS
+    return milliseconds(epoch, ROUNDS) / STEPS
 
 
 def main():

@@ -9,9 +9,8 @@ of which the median counts. Writes results/train_step.md.
 
 import statistics
 import sys
-import time
 
-from side_by_side import BACKENDS, name, ratio, take_turns, where, write
+from side_by_side import BACKENDS, milliseconds, name, ratio, take_turns, where, write
 
 BATCH, STEPS, ROUNDS, REPEATS = 100, 200, 5, 3
 BASELINE = "plain PyTorch"
@@ -71,13 +70,7 @@ def plain_torch_epoch():
 def measure(what):
     """Milliseconds a step, in this process."""
     epoch = plain_torch_epoch() if what == BASELINE else kgen_epoch()
-    epoch()
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        epoch()
-        times.append(time.perf_counter() - start)
-    return 1000 * statistics.median(times) / STEPS
+    return milliseconds(epoch, ROUNDS) / STEPS
 
 
 def main():

@@ -7,6 +7,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +31,17 @@ def take_turns(script, cases, repeats):
             numbers[case].append(float(done.stdout.split()[-1]))
             print(f"{turn + 1}/{repeats} {case}: {numbers[case][-1]:.2f}", flush=True)
     return numbers
+
+
+def milliseconds(work, rounds):
+    """The median of `rounds` calls, after one to warm up and compile."""
+    work()
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return 1000 * statistics.median(times)
 
 
 def ratio(numbers, case, baseline):
