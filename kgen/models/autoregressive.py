@@ -168,7 +168,6 @@ class Autoregressive(GenerativeModel):
         known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1, 1, 1))
         rows = ops.reshape(ops.arange(H, dtype="int32"), (1, H, 1, 1))
         unknown = rows >= known_rows  # (B or 1, H, 1, 1)
-        x = ops.where(unknown, 0, ops.cast(x, "int32"))
 
         def one_step(t, x):
             drawn = self.likelihood.draw(self.params(x, labels), u)  # (B, H, W, C)
@@ -177,7 +176,7 @@ class Autoregressive(GenerativeModel):
 
         per_row = W * C // group
         first = ops.min(known_rows) * per_row
-        return ops.fori_loop(first, H * per_row, one_step, x)
+        return ops.fori_loop(first, H * per_row, one_step, ops.cast(x, "int32"))
 
     def _completed(self, x, known_rows, seeds, labels=None):
         return self.fill(x, self._uniforms(seeds), known_rows, labels)
