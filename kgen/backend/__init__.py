@@ -6,6 +6,8 @@
 `input_gradient(model, fn, x)`     d sum(fn(x)) / dx, itself differentiable (penalties)
 `compiled(model, fn, gradients)`   fn as one compiled function of its tensors
 `replica_loss(loss)`, `replica_gradients(gradients)`   data-parallel averaging
+`convolution(x, kernel, pads, bias)`   padded on each side by its own number of zeros
+`fused(fn)`                    an element-wise function in few passes over memory
 `concrete(x)`                  a tensor's values as NumPy, None while tracing
 `device()`                     what the work runs on, in words
 
@@ -35,5 +37,7 @@ input_gradient = _implementation.input_gradient
 compiled = _implementation.compiled
 replica_loss = _implementation.replica_loss
 replica_gradients = _implementation.replica_gradients
+convolution = _implementation.convolution
+fused = _implementation.fused
 concrete = _implementation.concrete
 device = _implementation.device

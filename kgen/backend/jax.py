@@ -143,6 +143,58 @@ def replica_gradients(gradients):
     return gradients
 
 
+def convolution(x, kernel, pads, bias=None):
+    """x (B, H, W, F) with pads ((top, bottom), (left, right)) of zeros, negative ones
+    cropping, times kernel (rows, columns, F, filters), plus bias (filters,)."""
+    if kernel.shape[:2] == (1, 1) and not any(map(any, pads)):
+        y = jnp.matmul(x, kernel[0, 0])  # ten times faster to differentiate on CPUs
+    elif kernel.shape[2] < 8 or jax.default_backend() != "cpu":
+        y = _convolution(x, kernel, pads)
+    else:
+        y = _for_cpu(x, kernel, pads)
+    return y if bias is None else y + bias
+
+
+def _convolution(x, kernel, pads):
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _for_cpu(x, kernel, pads):
+    """With the kernel's gradient as a product of matrices for each tap: XLA's own, a
+    convolution with a kernel as large as the map, takes several times as long."""
+    return _convolution(x, kernel, pads)
+
+
+def _forward(x, kernel, pads):
+    return _convolution(x, kernel, pads), (x, kernel)
+
+
+def _backward(pads, saved, dy):
+    x, kernel = saved
+    dx = jax.vjp(lambda x: _convolution(x, kernel, pads), x)[1](dy)[0]
+    padding = [(0, 0, 0), *((*pad, 0) for pad in pads), (0, 0, 0)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), padding)
+    _, H, W, filters = dy.shape
+    (rows, columns, F, _), dy = kernel.shape, dy.reshape(-1, filters)  # (BHW, filters)
+    taps = [
+        x[:, i : i + H, j : j + W].reshape(-1, F).T @ dy  # (F, filters)
+        for i in range(rows)
+        for j in range(columns)
+    ]
+    return dx, jnp.stack(taps).reshape(kernel.shape)
+
+
+_for_cpu.defvjp(_forward, _backward)
+
+
+def fused(fn):
+    """XLA fuses element-wise functions by itself."""
+    return fn
+
+
 def concrete(x):
     """The values of `x` as NumPy, or None where they are not known yet."""
     if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):

@@ -1,6 +1,11 @@
 """The seam on TensorFlow: state lives in the variables, gradients come from tapes."""
 
+import functools
+import threading
+
 import tensorflow as tf
+
+_thread = threading.local()  # MirroredStrategy runs a replica's step in its own
 
 
 def step(fn):
@@ -13,9 +18,13 @@ def minimize(model, fn, variables):
 
     Returns `(loss, aux)`, unscaled. Variables that the loss does not reach get zeros.
     """
-    with tf.GradientTape() as tape:
-        loss, aux = fn()
-        objective = model.optimizer.scale_loss(replica_loss(loss))
+    _thread.training = True
+    try:
+        with tf.GradientTape() as tape:
+            loss, aux = fn()
+            objective = model.optimizer.scale_loss(replica_loss(loss))
+    finally:
+        _thread.training = False
     gradients = tape.gradient(
         objective,
         [v.value for v in variables],
@@ -54,6 +63,86 @@ def replica_loss(loss):
 def replica_gradients(gradients):
     """Summed over replicas by the optimizer itself."""
     return gradients
+
+
+def convolution(x, kernel, pads, bias=None):
+    """x (B, H, W, F) with pads ((top, bottom), (left, right)) of zeros, negative ones
+    cropping, times kernel (rows, columns, F, filters), plus bias (filters,).
+
+    The gradients are spelled out, for TensorFlow's own of an unevenly padded
+    convolution miss its fast kernels on CPUs, and unfused padding copies the map.
+    """
+    if any(last < 0 for _, last in pads):
+        (_, bottom), (_, right) = pads
+        x = x[:, : min(bottom, 0) or None, : min(right, 0) or None]
+    pads = tuple((first, max(last, 0)) for first, last in pads)
+
+    @tf.custom_gradient
+    def product(x, kernel):
+        def gradient(dy):
+            d_kernel = tf.raw_ops.Conv2DBackpropFilter(
+                input=_padded(x, pads),
+                filter_sizes=kernel.shape,
+                out_backprop=dy,
+                strides=[1] * 4,
+                padding="VALID",
+            )
+            return _transposed(dy, kernel, pads), d_kernel
+
+        return tf.nn.conv2d(x, kernel, 1, _explicit(pads)), gradient
+
+    y = product(x, kernel)
+    return y if bias is None else tf.nn.bias_add(y, bias)  # fused; so is a sum after it
+
+
+def _padded(x, pads):
+    return tf.pad(x, [[0, 0], *pads, [0, 0]]) if any(map(any, pads)) else x
+
+
+def _explicit(pads):
+    return [[0, 0], *pads, [0, 0]] if any(map(any, pads)) else "VALID"
+
+
+def _transposed(dy, kernel, pads):
+    """d(convolution)/dx, as the convolution of dy with the kernel turned round."""
+    rows, columns = kernel.shape[:2]
+    turned = tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])
+    rests = [
+        (size - 1 - first, size - 1 - last)
+        for size, (first, last) in zip((rows, columns), pads, strict=True)
+    ]
+    # More padding than the kernel reaches: outputs that no input feeds.
+    (top, bottom), (left, right) = [[max(-r, 0) for r in pair] for pair in rests]
+    dy = dy[:, top : -bottom or None, left : -right or None]
+    rests = [[max(r, 0) for r in pair] for pair in rests]
+    return tf.nn.conv2d(dy, turned, 1, _explicit(rests))
+
+
+def fused(fn):
+    """`fn(*tensors)`, element-wise over all axes but the last, as one loop in training
+    and one for its gradient: by XLA, which is not wanted in exported graphs."""
+    forward = tf.function(fn, jit_compile=True, autograph=False)
+
+    @functools.partial(tf.function, jit_compile=True, autograph=False)
+    def backward(dy, *xs):
+        with tf.GradientTape() as tape:
+            tape.watch(xs)
+            y = fn(*xs)
+        return tape.gradient(y, xs, dy)
+
+    @tf.custom_gradient
+    def compiled_fn(*xs):
+        return forward(*xs), lambda dy: backward(dy, *xs)
+
+    @functools.wraps(fn)
+    def call(*xs):
+        if not (getattr(_thread, "training", False) and tf.test.is_built_with_xla()):
+            return fn(*xs)
+        y = compiled_fn(*xs)
+        # Graph optimisation loses sight of the shape in the call, and with it fusions.
+        return tf.reshape(y, tf.concat([tf.shape(xs[0])[:-1], y.shape[-1:]], 0))
+
+    return call
 
 
 def concrete(x):

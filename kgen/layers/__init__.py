@@ -2,7 +2,7 @@
 
 from kgen.layers.masked_dense import MaskedDense
 from kgen.layers.sampling import Crop, Sampling
-from kgen.layers.shifted import ShiftedConv2D, shifted
+from kgen.layers.shifted import ShiftedConv2D
 from kgen.layers.weight_norm import GatedResnet, WeightNormConv2D
 
 __all__ = [
@@ -12,5 +12,4 @@ __all__ = [
     "Sampling",
     "ShiftedConv2D",
     "WeightNormConv2D",
-    "shifted",
 ]

@@ -14,26 +14,16 @@ import keras
 import numpy as np
 from keras import ops
 
-
-def shifted(x, rows, columns):
-    """Pads and crops x (B, H, W, F) so that a "valid" window of rows[1] - rows[0] + 1
-    by columns[1] - columns[0] + 1 taps at (i, j) covers the rows i + rows[0] ..
-    i + rows[1] and columns j + columns[0] .. j + columns[1], zero outside."""
-    for axis, (first, last) in ((1, rows), (2, columns)):
-        if last < 0:  # these are never looked at
-            keep = [slice(None)] * axis + [slice(None, x.shape[axis] + last)]
-            x = x[tuple(keep)]
-        pads = [[0, 0] for _ in range(4)]
-        pads[axis] = [-first, max(last, 0)]
-        if any(pads[axis]):
-            x = ops.pad(x, pads)
-    return x
+from kgen import backend
 
 
-def convolved(x, kernel, rows, columns):
-    """The convolution of such windows: (B, H, W, F) with a kernel (rows, columns, F,
-    filters) -> (B, H, W, filters)."""
-    return ops.conv(shifted(x, rows, columns), kernel, padding="valid")
+def convolved(x, kernel, rows, columns, bias=None):
+    """The convolution with windows of rows[1] - rows[0] + 1 by columns[1] - columns[0]
+    + 1 taps, of which that at (i, j) covers the rows i + rows[0] .. i + rows[1] and
+    columns j + columns[0] .. j + columns[1], zero outside: (B, H, W, F) with a kernel
+    (rows, columns, F, filters) -> (B, H, W, filters)."""
+    pads = ((-rows[0], rows[1]), (-columns[0], columns[1]))
+    return backend.convolution(x, kernel, pads, bias)
 
 
 def causal_mask(kind, rows, columns, inputs, outputs, channels, parts=1):
@@ -118,8 +108,9 @@ class ShiftedConv2D(keras.layers.Layer):
         return self.kernel * ops.convert_to_tensor(self._zeros, self.compute_dtype)
 
     def call(self, x):
-        y = convolved(x, self.effective_kernel(), self.rows, self.columns)
-        return y + self.bias if self.use_bias else y
+        bias = ops.convert_to_tensor(self.bias) if self.use_bias else None
+        kernel = self.effective_kernel()
+        return convolved(x, kernel, self.rows, self.columns, bias)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.filters)

@@ -132,18 +132,20 @@ class WeightNormConv2D(layers.Layer):
         squared = ops.sum(ops.square(self.v), axis=(0, 1, 2))  # (filters,)
         return self.v * ops.rsqrt(ops.maximum(squared, 1e-12))
 
-    def _applied(self, x, kernel):
+    def _applied(self, x, kernel, bias=None):
         kernel = ops.cast(kernel, self.compute_dtype)
+        if self.resample is None:
+            return convolved(x, kernel, self.rows, self.columns, bias)
         if self.resample == "halve":
-            return halved(x, kernel)
-        if self.resample == "double":
-            return doubled(x, kernel, self.size)
-        return convolved(x, kernel, self.rows, self.columns)
+            y = halved(x, kernel)
+        else:
+            y = doubled(x, kernel, self.size)
+        return y if bias is None else y + bias
 
     def call(self, x, collect=None):
         if collect is None:
-            y = self._applied(x, self.effective_kernel())  # (B, H, W, filters)
-            return y + ops.cast(self.b, y.dtype)
+            b = ops.cast(self.b, self.compute_dtype)
+            return self._applied(x, self.effective_kernel(), b)  # (B, H, W, filters)
         t = ops.cast(self._applied(x, self._direction()), "float32")
         mean = ops.mean(t, axis=(0, 1, 2))  # (filters,)
         variance = ops.mean(ops.square(t - mean), axis=(0, 1, 2))

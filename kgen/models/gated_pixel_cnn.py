@@ -30,6 +30,7 @@ Differences from the paper:
 import keras
 from keras import layers, ops
 
+from kgen import backend
 from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
 from kgen.models.autoregressive import Autoregressive
@@ -105,6 +106,7 @@ class GatedBlock(layers.Layer):
         }
 
 
+@backend.fused
 def gated(x):
     """tanh of the first half of the features times sigmoid of the second (eq. 2)."""
     f, g = ops.split(x, 2, axis=-1)
