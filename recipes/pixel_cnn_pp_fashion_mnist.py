@@ -9,7 +9,9 @@ Data: fashion_mnist (Xiao, Rasul and Vollgraf 2017), its 60,000 training images 
     train and validation, 10,000 test; tfds loads it by name. Validation chooses the
     epoch, test is read once.
 Published: nothing known to us for this model and data.
-Ours: not measured yet; the recipe has been run on 100 images only.
+Ours: 3.022 bits/dim, 1642.45 nats (validation 3.005); seed 0, TensorFlow, 145,263
+    parameters, 7 minutes of training on two cores, shared with other work;
+    recipes/results/pixel_cnn_pp_fashion_mnist/metrics.json.
 
 Differences from the paper:
   1. 16 filters, 1 block a resolution and 5 logistics in place of 160, 5 and 10; no

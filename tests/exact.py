@@ -14,6 +14,8 @@ TINY = {
     "made-ensemble": (models.MADE, {"hidden_units": (12, 12), "num_masks": 3}),
     "pixel-cnn": (models.PixelCNN, {"filters": 6, "num_blocks": 2}),
     "gated": (models.GatedPixelCNN, {"filters": 6, "num_blocks": 2}),
+    "row-lstm": (models.RowLSTM, {"units": 6, "num_layers": 1}),
+    "diagonal": (models.DiagonalBiLSTM, {"units": 6, "num_layers": 1}),
     # of one resolution where that will do: XLA compiles the whole for a long time
     "pp": (
         models.PixelCNNPlusPlus,

@@ -9,9 +9,11 @@ from kgen.models import (
     MADE,
     NADE,
     VAE,
+    DiagonalBiLSTM,
     GatedPixelCNN,
     PixelCNN,
     PixelCNNPlusPlus,
+    RowLSTM,
 )
 
 SHAPE, LEVELS, CLASSES = (8, 8, 1), 17, 10
@@ -57,11 +59,13 @@ FAMILIES = {
     "made": lambda: MADE(SHAPE, LEVELS, hidden_units=(12,), num_masks=2),
     "pixel-cnn": lambda: PixelCNN(SHAPE, LEVELS, filters=4, num_blocks=1),
     "gated": lambda: GatedPixelCNN(SHAPE, LEVELS, CLASSES, filters=4, num_blocks=1),
+    "row-lstm": lambda: RowLSTM(SHAPE, LEVELS, units=4, num_layers=1),
+    "diagonal": lambda: DiagonalBiLSTM(SHAPE, LEVELS, CLASSES, units=3, num_layers=1),
     "pp": lambda: PixelCNNPlusPlus(
         SHAPE, LEVELS, filters=4, num_blocks=1, num_resolutions=1, num_mixtures=2
     ),
 }
-EXACT = ("fvbn", "nade", "made", "pixel-cnn", "gated", "pp")
+EXACT = ("fvbn", "nade", "made", "pixel-cnn", "gated", "row-lstm", "diagonal", "pp")
 
 
 def arguments(model, digits, labels):

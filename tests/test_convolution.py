@@ -34,8 +34,8 @@ def direct(x, kernel, pads, bias):
     return y
 
 
-# (rows, columns) of the kernel, pads; features in and out are drawn apart. Negative pads
-# crop: the first layer's windows end above or before the pixel.
+# (rows, columns) of the kernel, pads; features are drawn apart. Negative pads crop:
+# the first layer's windows end above or before the pixel.
 WINDOWS = {
     "1x1": ((1, 1), ((0, 0), (0, 0))),
     "2x3, above and to both sides": ((2, 3), ((1, 0), (1, 1))),
@@ -72,7 +72,8 @@ def test_convolution_is_the_sum_over_taps(window, inputs, rng):
     expected = direct(x, kernel, pads, bias)
     assert y.shape == expected.shape
     np.testing.assert_allclose(numpy(y), expected, atol=1e-5)
-    y = backend.convolution(tensor(x), tensor(kernel), pads)
+    variable = keras.Variable(kernel)
+    y = backend.convolution(tensor(x), ops.convert_to_tensor(variable), pads)
     np.testing.assert_allclose(numpy(y), direct(x, kernel, pads, 0.0), atol=1e-5)
 
 
@@ -104,7 +105,7 @@ def test_convolution_has_its_derivatives(window, inputs, rng):
 
 @pytest.mark.parametrize("window", WINDOWS)
 def test_convolution_has_second_derivatives(window, rng):
-    """As a gradient penalty needs them. With y = conv(x, k) and L = |d sum(y^2) / dx|^2,
+    """As a gradient penalty needs them. With y = conv(x, k), L = |d sum(y^2)/dx|^2,
     dL/dk by central differences of the float64 sum."""
     x, kernel, pads, _ = drawn(rng, window, 9)
     x, direction = x[:1], rng.normal(size=kernel.shape)

@@ -7,6 +7,7 @@
 `compiled(model, fn, gradients)`   fn as one compiled function of its tensors
 `replica_loss(loss)`, `replica_gradients(gradients)`   data-parallel averaging
 `convolution(x, kernel, pads, bias)`   padded on each side by its own number of zeros
+`scan(fn, state, xs)`          a recurrence over the first axis, as one loop
 `fused(fn)`                    an element-wise function in few passes over memory
 `concrete(x)`                  a tensor's values as NumPy, None while tracing
 `device()`                     what the work runs on, in words
@@ -38,6 +39,7 @@ compiled = _implementation.compiled
 replica_loss = _implementation.replica_loss
 replica_gradients = _implementation.replica_gradients
 convolution = _implementation.convolution
+scan = _implementation.scan
 fused = _implementation.fused
 concrete = _implementation.concrete
 device = _implementation.device

@@ -190,6 +190,12 @@ def _backward(pads, saved, dy):
 _for_cpu.defvjp(_forward, _backward)
 
 
+def scan(fn, state, xs):
+    """`state, y = fn(state, x)` over the first axis of xs (T, ...), state being a tuple
+    of tensors: the last state, ys (T, ...)."""
+    return jax.lax.scan(fn, state, xs)
+
+
 def fused(fn):
     """XLA fuses element-wise functions by itself."""
     return fn

@@ -72,6 +72,7 @@ def convolution(x, kernel, pads, bias=None):
     The gradients are spelled out, for TensorFlow's own of an unevenly padded
     convolution miss its fast kernels on CPUs, and unfused padding copies the map.
     """
+    kernel = tf.convert_to_tensor(kernel)  # not a variable: custom gradients are strict
     if any(last < 0 for _, last in pads):
         (_, bottom), (_, right) = pads
         x = x[:, : min(bottom, 0) or None, : min(right, 0) or None]
@@ -116,6 +117,24 @@ def _transposed(dy, kernel, pads):
     dy = dy[:, top : -bottom or None, left : -right or None]
     rests = [[max(r, 0) for r in pair] for pair in rests]
     return tf.nn.conv2d(dy, turned, 1, _explicit(rests))
+
+
+def scan(fn, state, xs):
+    """`state, y = fn(state, x)` over the first axis of xs (T, ...), state being a tuple
+    of tensors: the last state, ys (T, ...)."""
+    T = xs.shape[0]
+    ys = tf.TensorArray(xs.dtype, T)
+    xs = tf.TensorArray(xs.dtype, T).unstack(xs)
+
+    def one_step(t, state, ys):
+        state, y = fn(state, xs.read(t))
+        return t + 1, state, ys.write(t, y)
+
+    loop = (tf.constant(0), tuple(state), ys)
+    _, state, ys = tf.while_loop(
+        lambda t, *_: t < T, one_step, loop, maximum_iterations=T
+    )
+    return state, ys.stack()
 
 
 def fused(fn):

@@ -75,6 +75,16 @@ def convolution(x, kernel, pads, bias=None):
     return y.permute(0, 2, 3, 1)
 
 
+def scan(fn, state, xs):
+    """`state, y = fn(state, x)` over the first axis of xs (T, ...), state being a tuple
+    of tensors: the last state, ys (T, ...)."""
+    ys = []
+    for x in xs:
+        state, y = fn(state, x)
+        ys.append(y)
+    return state, torch.stack(ys)
+
+
 def fused(fn):
     """PyTorch runs `fn` op by op."""
     return fn

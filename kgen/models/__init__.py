@@ -8,10 +8,12 @@ from kgen.models.made import MADE
 from kgen.models.nade import NADE
 from kgen.models.pixel_cnn import PixelCNN
 from kgen.models.pixel_cnn_pp import PixelCNNPlusPlus
+from kgen.models.pixel_rnn import DiagonalBiLSTM, RowLSTM
 from kgen.models.vae import VAE
 
 __all__ = [
     "Autoregressive",
+    "DiagonalBiLSTM",
     "FVBN",
     "GatedPixelCNN",
     "GenerativeModel",
@@ -19,5 +21,6 @@ __all__ = [
     "NADE",
     "PixelCNN",
     "PixelCNNPlusPlus",
+    "RowLSTM",
     "VAE",
 ]
