@@ -72,6 +72,12 @@ def unskewed(x, W):
     return ops.reshape(x, (-1, H, T + 1, F))[:, :, :W]
 
 
+def inside(H, W):
+    """Which of the skewed positions are pixels: 1 or 0, (T, 1, 1, H, 1)."""
+    on_map = ops.reshape(skewed(ops.ones((1, H, W, 1))), (H, -1))  # (H, T)
+    return ops.reshape(ops.transpose(on_map), (-1, 1, 1, H, 1))
+
+
 class _Scan(layers.Layer):
     """What both layers have: K_is as `from_input`, K_ss as `from_state`.
 
@@ -109,10 +115,6 @@ class _Scan(layers.Layer):
         ]
         self.built = True
 
-    def _from_input(self, x, of_label):
-        gates = self.from_input(x)  # (B, H, W, directions 4h)
-        return gates if of_label is None else gates + of_label
-
     def get_config(self):
         own = {"units": self.units, "channels": self.channels}
         return super().get_config() | own
@@ -124,7 +126,10 @@ class RowLSTMLayer(_Scan):
 
     def call(self, x, of_label=None):
         _, _, W, _ = x.shape
-        gates = self._from_input(x, of_label)  # (B, H, W, 4h)
+        x = ops.transpose(x, (1, 0, 2, 3))  # (H, B, W, F)
+        gates = self.from_input(x)  # (H, B, W, 4h); the rows of any image are alike
+        if of_label is not None:
+            gates = gates + ops.transpose(of_label, (1, 0, 2, 3))
         kernel = ops.convert_to_tensor(self.from_state[0])  # (3h, 4h)
 
         def row(state, gates):
@@ -136,7 +141,6 @@ class RowLSTMLayer(_Scan):
             h, c = lstm(gates + sums, c)
             return (h, c), h
 
-        gates = ops.transpose(gates, (1, 0, 2, 3))  # (H, B, W, 4h)
         zeros = ops.zeros_like(gates[0, ..., : self.units])  # (B, W, h)
         _, h = backend.scan(row, (zeros, zeros), gates)  # (H, B, W, h)
         return ops.transpose(h, (1, 0, 2, 3))
@@ -149,14 +153,25 @@ class DiagonalBiLSTMLayer(_Scan):
 
     directions, taps, columns = 2, 2, (0, 0)
 
+    def _constant(self, of_label):
+        """What is added to the gates at every pixel: (2, B or 1, 1, 4h)."""
+        b = ops.reshape(self.from_input.bias, (1, 1, 1, -1))
+        b = b if of_label is None else b + of_label  # (B or 1, 1, 1, 8h)
+        b = ops.reshape(b, (-1, 2, 1, 4 * self.units))
+        return ops.transpose(b, (1, 0, 2, 3))
+
     def call(self, x, of_label=None):
-        _, H, W, _ = x.shape
-        h = self.units
-        right, left = ops.split(self._from_input(x, of_label), 2, axis=-1)
-        gates = ops.stack([right, ops.flip(left, axis=2)])  # (2, B, H, W, 4h)
+        _, H, W, F = x.shape
+        h, T = self.units, H + W - 1
+        x = ops.concatenate([x, ops.flip(x, axis=2)], axis=0)  # (2 B, H, W, F)
+        x = ops.transpose(skewed(x), (2, 0, 1, 3))  # (T, 2 B, H, F)
+        kernel = ops.reshape(self.from_input.effective_kernel(), (F, 2, 4 * h))
+        kernel = ops.transpose(kernel, (1, 0, 2))  # (2, F, 4h)
+        gates = ops.reshape(x, (T, 2, -1, F)) @ kernel  # (T, 2, B H, 4h)
         # Outside of the map gates are zero, and so h and c are: as left of its edge.
-        gates = skewed(ops.reshape(gates, (-1, H, W, 4 * h)))  # (2 B, H, T, 4h)
-        gates = ops.transpose(gates, (2, 0, 1, 3))  # (T, 2 B, H, 4h)
+        gates = ops.reshape(gates, (T, 2, -1, H, 4 * h))
+        gates = gates + inside(H, W) * self._constant(of_label)  # (T, 2, B, H, 4h)
+        gates = ops.reshape(gates, (T, -1, H, 4 * h))  # (T, 2 B, H, 4h)
         # 1.0 *: TensorFlow does not stack variables
         kernel = ops.stack([1.0 * k for k in self.from_state])  # (2, 2h, 4h)
 
