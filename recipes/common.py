@@ -19,13 +19,14 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # kgen, if not installed
 
 
-def arguments(card, name, *, data, epochs, batch_size):
+def arguments(card, name, *, data, epochs, batch_size, **sizes):
     """The command line, parsed; the environment variable KERAS_BACKEND, set.
 
     Args:
         card: the recipe's docstring, shown by --help.
         name: of the recipe, and of its folders under runs/ and saved_models/.
         data, epochs, batch_size: the recipe's own.
+        sizes: of the recipe's network, positive integers; each has a flag.
     """
     parser = argparse.ArgumentParser(
         description=card, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -34,6 +35,8 @@ def arguments(card, name, *, data, epochs, batch_size):
     add("--backend", choices=["tensorflow", "jax", "torch"], help="default: Keras' own")
     add("--epochs", type=int, default=epochs, help="default: %(default)s")
     add("--batch-size", type=int, default=batch_size, help="default: %(default)s")
+    for size, default in sizes.items():
+        add(f"--{size}", type=int, default=default, help="default: %(default)s")
     add("--data", default=data, help="tfds name, 'digits' or a folder of images")
     add("--out", default=f"runs/{name}", help="folder of the results: %(default)s")
     add("--seed", type=int, default=0, help="default: %(default)s")
@@ -47,7 +50,7 @@ def arguments(card, name, *, data, epochs, batch_size):
             args.out += "_smoke"
     if not 0 <= args.seed < 2**31:
         parser.error("--seed must be in 0..2147483647")
-    for flag in ("epochs", "batch_size"):
+    for flag in ("epochs", "batch_size", *sizes):
         if getattr(args, flag) < 1:
             parser.error(f"--{flag.replace('_', '-')} must be at least 1")
     if args.backend:

@@ -49,10 +49,10 @@ from kgen.layers import ShiftedConv2D
 from kgen.models.autoregressive import Autoregressive
 
 
-def lstm(gates, c):
-    """Eq. 3 from the sums before the gates (..., 4h) and the state c (..., h): the next
+def lstm(from_input, from_state, c):
+    """Eq. 3 from the two parts of the sums (..., 4h) and the state c (..., h): the next
     h and c."""
-    o, f, i, g = ops.split(gates, 4, axis=-1)  # (..., h) each
+    o, f, i, g = ops.split(from_input + from_state, 4, axis=-1)  # (..., h) each
     c = ops.sigmoid(f) * c + ops.sigmoid(i) * ops.tanh(g)
     return ops.sigmoid(o) * ops.tanh(c), c
 
@@ -138,7 +138,7 @@ class RowLSTMLayer(_Scan):
             near = ops.concatenate([h[:, :-2], h[:, 1:-1], h[:, 2:]], axis=-1)
             near = ops.reshape(near, (-1, 3 * self.units))  # (B W, 3h)
             sums = ops.reshape(near @ kernel, (-1, W, 4 * self.units))
-            h, c = lstm(gates + sums, c)
+            h, c = lstm(gates, sums, c)
             return (h, c), h
 
         zeros = ops.zeros_like(gates[0, ..., : self.units])  # (B, W, h)
@@ -177,10 +177,10 @@ class DiagonalBiLSTMLayer(_Scan):
 
         def diagonal(state, gates):
             state_h, c = state  # (2 B, H, h) each
-            above = ops.pad(state_h[:, :-1], [[0, 0], [1, 0], [0, 0]])
+            above = ops.pad(ops.split(state_h, [H - 1], 1)[0], [[0, 0], [1, 0], [0, 0]])
             near = ops.concatenate([above, state_h], axis=-1)  # (2 B, H, 2h)
             sums = ops.reshape(near, (2, -1, 2 * h)) @ kernel  # (2, B H, 4h)
-            state_h, c = lstm(gates + ops.reshape(sums, (-1, H, 4 * h)), c)
+            state_h, c = lstm(gates, ops.reshape(sums, (-1, H, 4 * h)), c)
             return (state_h, c), state_h
 
         zeros = ops.zeros_like(gates[0, ..., :h])  # (2 B, H, h)
