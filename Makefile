@@ -34,6 +34,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_train_step.py
 	$(BIN)/python tests/benchmarks/bench_gated_pixel_cnn.py
+	$(BIN)/python tests/benchmarks/bench_pixel_rnn.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache

@@ -4,10 +4,10 @@
     python recipes/diagonal_bilstm_binarized_mnist.py --layers 7 --units 16 --epochs 100
 
 The first has the size of the paper's 1-layer network, the second that of its 7-layer
-one, half a day's work for two cores.
+one: days of work for two cores.
 
-Reproduces: Diagonal BiLSTM of van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent
-    Neural Networks", ICML 2016, arXiv:1601.06759, table 4.
+Reproduces: Diagonal BiLSTM of van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel
+    Recurrent Neural Networks", ICML 2016, arXiv:1601.06759, table 4.
 Data: binarized_mnist (Larochelle and Murray 2011): 50,000 train, 10,000 validation,
     10,000 test; tfds loads it by name. Validation chooses the epoch, test is read once.
 Published: 80.75 nats for 1 layer of 32, 79.20 for 7 layers of 16.

@@ -5,13 +5,13 @@ import pytest
 from exact import numpy, randomized, sees, tiny
 from keras import ops
 
-from kgen.models import DiagonalBiLSTM, RowLSTM
-from kgen.models.pixel_rnn import (
+from kgen.layers.pixel_lstm import (
     DiagonalBiLSTMLayer,
     RowLSTMLayer,
     skewed,
     unskewed,
 )
+from kgen.models import DiagonalBiLSTM, RowLSTM
 
 SHAPES = [(5, 4), (3, 7), (1, 6), (6, 1), (4, 4)]
 
@@ -67,41 +67,38 @@ def diagonal_lstm(x, K_is, b, K_ss, columns):
     return h.map
 
 
+def weights(layer):
+    """(effective kernel, bias) in float64."""
+    kernel = numpy(layer.effective_kernel()).astype("float64")
+    return kernel, numpy(layer.bias).astype("float64")
+
+
+def scanned(layer, x, of_label):
+    """The layer from pixel to pixel, on one map (H, W, F)."""
+    K_is, b = weights(layer.from_input)
+    b, h = b + of_label, layer.units
+    K_ss = [numpy(k).astype("float64").reshape(-1, h, 4 * h) for k in layer.from_state]
+    if isinstance(layer, RowLSTMLayer):
+        return row_lstm(x, K_is[0], b, K_ss[0])
+    W, part = x.shape[1], 4 * h
+    out = diagonal_lstm(x, K_is[0, 0, :, :part], b[:part], K_ss[0], list(range(W)))
+    left = diagonal_lstm(
+        x, K_is[0, 0, :, part:], b[part:], K_ss[1], list(range(W))[::-1]
+    )
+    out[1:] += left[:-1]
+    return out
+
+
 @pytest.mark.parametrize("H,W", SHAPES)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_row_lstm_is_the_paper_s_from_pixel_to_pixel(H, W, channels, rng):
-    layer = RowLSTMLayer(6, channels)
+@pytest.mark.parametrize("kind", [RowLSTMLayer, DiagonalBiLSTMLayer])
+def test_layers_are_the_paper_s_from_pixel_to_pixel(kind, H, W, channels, rng):
+    layer = kind(6, channels)
     layer.build((None, H, W, 9))
     randomized(layer)
     x = rng.normal(size=(3, H, W, 9)).astype("float32")
-    K_is = numpy(layer.from_input.effective_kernel()).astype("float64")[0]
-    K_ss = numpy(layer.from_state[0]).astype("float64").reshape(3, 6, 24)
-    b = numpy(layer.from_input.bias).astype("float64")
-    expected = [row_lstm(image, K_is, b, K_ss) for image in x]
+    expected = [scanned(layer, image, 0.0) for image in x]
     np.testing.assert_allclose(numpy(layer(x)), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize("H,W", SHAPES)
-@pytest.mark.parametrize("channels", [1, 3])
-def test_diagonal_bilstm_is_the_paper_s_from_pixel_to_pixel(H, W, channels, rng):
-    layer = DiagonalBiLSTMLayer(6, channels)
-    layer.build((None, H, W, 9))
-    randomized(layer)
-    x = rng.normal(size=(3, H, W, 9)).astype("float32")
-    K_is = numpy(layer.from_input.effective_kernel()).astype("float64")[0, 0]
-    b = numpy(layer.from_input.bias).astype("float64")
-    K_ss = [numpy(k).astype("float64").reshape(2, 6, 24) for k in layer.from_state]
-    walks = [list(range(W)), list(range(W))[::-1]]
-    for image, out in zip(x, numpy(layer(x)), strict=True):
-        right, left = (
-            diagonal_lstm(image, K_is[:, part], b[part], K, walk)
-            for part, K, walk in zip(
-                (slice(24), slice(24, 48)), K_ss, walks, strict=True
-            )
-        )
-        expected = right
-        expected[1:] += left[:-1]  # moved one row down
-        np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("H,W", SHAPES)
@@ -179,6 +176,45 @@ def test_diagonal_bilstm_sees_every_earlier_pixel_and_no_later_one(
     )
     seen = sees(randomized(model, scale=1.5), rng.integers(0, 2, (16, *shape)))
     np.testing.assert_array_equal(seen, np.tri(len(seen), k=-1, dtype=bool))
+
+
+@pytest.mark.parametrize("kind", [RowLSTM, DiagonalBiLSTM])
+@pytest.mark.parametrize("skip", [False, True])
+def test_the_whole_network_is_the_paper_s(kind, skip, rng):
+    H, W, C, r = 4, 5, 3, 1
+    model = kind(
+        (H, W, C), 4, 2, units=6, num_layers=2, first_kernel_size=3,
+        skip_connections=skip,
+    )  # fmt: skip
+    randomized(model)
+    x = rng.integers(0, 4, (2, H, W, C)).astype("uint8")
+    labels = np.array([1, 0])
+    of_label = [numpy(dense.kernel).astype("float64") for dense in model.of_label]
+    first, bias = weights(model.first)
+
+    def pointwise(layer, x):
+        kernel, bias = weights(layer)
+        return x @ kernel[0, 0] + bias
+
+    extra = 1 if kind is DiagonalBiLSTM else 0
+    for image, label, out in zip(
+        numpy(model.scale(x)), labels, numpy(model.logits(x, labels)), strict=True
+    ):
+        image = np.pad(image, ((r, 0), (r, r + extra), (0, 0)))
+        now = np.zeros((H, W + extra, 12)) + bias + of_label[0][label]
+        for i, j in np.ndindex(*now.shape[:2]):
+            window = image[i : i + r + 1, j : j + 2 * r + 1]
+            now[i, j] += np.einsum("rcf,rcfg->g", window, first)
+        skipped = 0.0
+        for n, (scan, up) in enumerate(zip(model.scans, model.ups, strict=True)):
+            h = scanned(scan, now, of_label[1 + n][label])
+            now = now + pointwise(up, h)
+            if skip:
+                skipped = skipped + pointwise(model.skips[n], h)
+        now = (now + skipped)[:, :W]
+        for layer in model.head:
+            now = pointwise(layer, np.maximum(now, 0))
+        np.testing.assert_allclose(out, now, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [RowLSTM, DiagonalBiLSTM])

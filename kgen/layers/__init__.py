@@ -1,14 +1,17 @@
 """Layers that the families share."""
 
 from kgen.layers.masked_dense import MaskedDense
+from kgen.layers.pixel_lstm import DiagonalBiLSTMLayer, RowLSTMLayer
 from kgen.layers.sampling import Crop, Sampling
 from kgen.layers.shifted import ShiftedConv2D
 from kgen.layers.weight_norm import GatedResnet, WeightNormConv2D
 
 __all__ = [
     "Crop",
+    "DiagonalBiLSTMLayer",
     "GatedResnet",
     "MaskedDense",
+    "RowLSTMLayer",
     "Sampling",
     "ShiftedConv2D",
     "WeightNormConv2D",

@@ -13,7 +13,16 @@ import statistics
 import sys
 import time
 
-from side_by_side import BACKENDS, name, ratio, take_turns, where, write
+from side_by_side import (
+    BACKENDS,
+    fit_epoch,
+    name,
+    ratio,
+    step_milliseconds,
+    take_turns,
+    where,
+    write,
+)
 
 BATCH, STEPS, REPEATS = 64, 12, 3
 F, BLOCKS = 32, 7
@@ -46,15 +55,7 @@ def kgen_epoch():
 
     model = kgen.models.GatedPixelCNN((28, 28, 1), filters=F, num_blocks=BLOCKS)
     model.compile(keras.optimizers.Adam(1e-3))
-    x = images(STEPS * BATCH)
-
-    def epoch(tick):
-        each = keras.callbacks.LambdaCallback(
-            on_train_batch_end=lambda batch, logs: tick()
-        )
-        model.fit(x, batch_size=BATCH, verbose=0, callbacks=[each])
-
-    return epoch
+    return fit_epoch(model, images(STEPS * BATCH), BATCH)
 
 
 def plain_torch_epoch(channels_last):
@@ -149,19 +150,12 @@ def matrix_rate():
 
 
 def measure(what):
-    """Milliseconds a step in this process: the median of an epoch's, of which the first
-    is left out, as it waits for the data set to start."""
+    """Milliseconds a step, in this process."""
     if what == MATRICES:
         return matrix_rate()
     if what in BACKENDS:
-        epoch = kgen_epoch()
-    else:
-        epoch = plain_torch_epoch(what == CHANNELS_LAST)
-    epoch(lambda: None)  # compiles
-    ends = []
-    epoch(lambda: ends.append(time.perf_counter()))
-    steps = [1000 * (b - a) for a, b in zip(ends, ends[1:], strict=False)]
-    return statistics.median(steps)
+        return step_milliseconds(kgen_epoch())
+    return step_milliseconds(plain_torch_epoch(what == CHANNELS_LAST))
 
 
 def main():

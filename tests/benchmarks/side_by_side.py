@@ -16,15 +16,16 @@ BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def take_turns(script, cases, repeats):
-    """{case: [number, one a turn]}, as `python script case` prints them. A case that is
-    the name of a backend runs with KERAS_BACKEND set to it."""
+    """{case: [number, one a turn]}, as `python script case` prints them. A case whose
+    first word is the name of a backend runs with KERAS_BACKEND set to it."""
     numbers = {case: [] for case in cases}
     for turn in range(repeats):
         for case in cases:
-            env = os.environ | ({"KERAS_BACKEND": case} if case in BACKENDS else {})
+            backend = case.split()[0]
+            given = {"KERAS_BACKEND": backend} if backend in BACKENDS else {}
             done = subprocess.run(
                 [sys.executable, script, case],
-                env=env,
+                env=os.environ | given,
                 stdout=subprocess.PIPE,
                 check=True,
             )
@@ -42,6 +43,28 @@ def milliseconds(work, rounds):
         work()
         times.append(time.perf_counter() - start)
     return 1000 * statistics.median(times)
+
+
+def step_milliseconds(epoch):
+    """The median time of a step of `epoch(tick)`, which calls `tick` after each, in the
+    second epoch; its first step is left out, as it waits for the data set to start."""
+    epoch(lambda: None)  # compiles
+    ends = []
+    epoch(lambda: ends.append(time.perf_counter()))
+    return 1000 * statistics.median(b - a for a, b in zip(ends, ends[1:], strict=False))
+
+
+def fit_epoch(model, x, batch_size):
+    """`epoch(tick)` of a compiled model."""
+    import keras
+
+    def epoch(tick):
+        each = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: tick()
+        )
+        model.fit(x, batch_size=batch_size, verbose=0, callbacks=[each])
+
+    return epoch
 
 
 def ratio(numbers, case, baseline):
