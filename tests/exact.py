@@ -22,7 +22,13 @@ TINY = {
         {"filters": 4, "num_blocks": 1, "num_resolutions": 1},
     ),
 }
-DEEP = (models.PixelCNN, models.GatedPixelCNN, models.PixelCNNPlusPlus)
+DEEP = (
+    models.PixelCNN,
+    models.GatedPixelCNN,
+    models.PixelCNNPlusPlus,
+    models.RowLSTM,
+    models.DiagonalBiLSTM,
+)
 ONE_PASS = [name for name in TINY if name != "made-ensemble"]  # one set of logits
 
 

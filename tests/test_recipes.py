@@ -46,6 +46,8 @@ VAES, EXACT = (
         "made_binarized_mnist",
         "pixel_cnn_binarized_mnist",
         "gated_pixel_cnn_binarized_mnist",
+        "row_lstm_binarized_mnist",
+        "diagonal_bilstm_binarized_mnist",
         "pixel_cnn_pp_fashion_mnist",
     ),
 )
