@@ -191,8 +191,8 @@ _for_cpu.defvjp(_forward, _backward)
 
 
 def scan(fn, state, xs):
-    """`state, y = fn(state, x)` over the first axis of xs (T, ...), state being a tuple
-    of tensors: the last state, ys (T, ...)."""
+    """`state, y = fn(state, x)` over the first axis of xs (T, ...): the last state and
+    ys (T, ...). States, xs and ys are tensors or nests of them."""
     return jax.lax.scan(fn, state, xs)
 
 

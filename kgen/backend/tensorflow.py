@@ -120,21 +120,28 @@ def _transposed(dy, kernel, pads):
 
 
 def scan(fn, state, xs):
-    """`state, y = fn(state, x)` over the first axis of xs (T, ...), state being a tuple
-    of tensors: the last state, ys (T, ...)."""
-    T = xs.shape[0]
-    ys = tf.TensorArray(xs.dtype, T)
-    xs = tf.TensorArray(xs.dtype, T).unstack(xs)
+    """`state, y = fn(state, x)` over the first axis of xs (T, ...): the last state and
+    ys (T, ...). States, xs and ys are tensors or nests of them."""
+    leaves = tf.nest.flatten(xs)
+    T = leaves[0].shape[0]
+    reads = [tf.TensorArray(x.dtype, T).unstack(x) for x in leaves]
+
+    def taken(t):
+        return tf.nest.pack_sequence_as(xs, [x.read(t) for x in reads])
+
+    traced = tf.function(fn, autograph=False).get_concrete_function(state, taken(0))
+    _, specs = traced.structured_outputs  # what ys will be: a loop wants to know
+    ys = [tf.TensorArray(y.dtype, T) for y in tf.nest.flatten(specs)]
 
     def one_step(t, state, ys):
-        state, y = fn(state, xs.read(t))
-        return t + 1, state, ys.write(t, y)
+        state, y = fn(state, taken(t))
+        pairs = zip(ys, tf.nest.flatten(y), strict=True)
+        return t + 1, state, [array.write(t, value) for array, value in pairs]
 
-    loop = (tf.constant(0), tuple(state), ys)
     _, state, ys = tf.while_loop(
-        lambda t, *_: t < T, one_step, loop, maximum_iterations=T
+        lambda t, *_: t < T, one_step, (tf.constant(0), state, ys), maximum_iterations=T
     )
-    return state, ys.stack()
+    return state, tf.nest.pack_sequence_as(specs, [y.stack() for y in ys])
 
 
 def fused(fn):

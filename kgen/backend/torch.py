@@ -76,13 +76,15 @@ def convolution(x, kernel, pads, bias=None):
 
 
 def scan(fn, state, xs):
-    """`state, y = fn(state, x)` over the first axis of xs (T, ...), state being a tuple
-    of tensors: the last state, ys (T, ...)."""
+    """`state, y = fn(state, x)` over the first axis of xs (T, ...): the last state and
+    ys (T, ...). States, xs and ys are tensors or nests of them."""
+    leaves = keras.tree.flatten(xs)
     ys = []
-    for x in xs:
+    for t in range(leaves[0].shape[0]):
+        x = keras.tree.pack_sequence_as(xs, [leaf[t] for leaf in leaves])
         state, y = fn(state, x)
         ys.append(y)
-    return state, torch.stack(ys)
+    return state, keras.tree.map_structure(lambda *y: torch.stack(y), *ys)
 
 
 def fused(fn):

@@ -34,6 +34,7 @@ from kgen import backend
 from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
 from kgen.models.autoregressive import Autoregressive
+from kgen.models.incremental import filled, flat, pushed
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -97,6 +98,10 @@ class GatedBlock(layers.Layer):
         out = self.out(gated(gates))  # (B, H, W, F)
         return gated(v), out if self.first else h + out
 
+    def incremental(self, label):
+        """The parts of this layer for the sampler, with its kernels made once."""
+        return _Incremental(self, label)
+
     def get_config(self):
         return super().get_config() | {
             "filters": self.filters,
@@ -111,6 +116,50 @@ def gated(x):
     """tanh of the first half of the features times sigmoid of the second (eq. 2)."""
     f, g = ops.split(x, 2, axis=-1)
     return ops.tanh(f) * ops.sigmoid(g)
+
+
+class _Incremental:
+    """A block that goes from row to row and, within one, from pixel to pixel."""
+
+    def __init__(self, block, label):
+        self.first, self.dtype = block.first, block.compute_dtype
+        self.rows, self.columns = block.vertical.rows, block.vertical.columns
+        self.inputs = block.vertical.kernel.shape[2]
+        tensor = ops.convert_to_tensor
+        self.vertical = block.vertical.effective_kernel(), tensor(block.vertical.bias)
+        self.horizontal = block.horizontal.effective_kernel()[0]
+        self.link = block.link.effective_kernel()
+        self.out = block.out.effective_kernel()[0, 0], tensor(block.out.bias)
+        self.bias_h, self.label_v = tensor(block.horizontal.bias), 0.0
+        if label is not None:
+            of_v, of_h = ops.split(block.label(label)[:, None, None], 2, axis=-1)
+            self.label_v, self.bias_h = of_v, self.bias_h + of_h
+
+    def no_rows(self, B, W):
+        """The inputs of the vertical convolution above the current row."""
+        return ops.zeros((B, -self.rows[0], W, self.inputs), self.dtype)
+
+    def no_left(self, B):
+        """The inputs of the horizontal convolution to the left."""
+        return ops.zeros((B, -self.columns[0], self.inputs), self.dtype)
+
+    def begin_row(self, v, cache):
+        """v (B, 1, W, F) -> the next layer's; what the row adds to the horizontal
+        stack's gates (B, W, 2F); and the cache."""
+        window = cache if self.first else ops.concatenate([cache, v], axis=1)
+        kernel, bias = self.vertical
+        pads = ((0, 0), (-self.columns[0], self.columns[1]))
+        v = backend.convolution(window, kernel, pads, bias)  # (B, 1, W, 2F)
+        gates = backend.convolution(v, self.link, ((0, 0), (0, 0))) + self.bias_h
+        cache = cache if self.first else window[:, 1:]
+        return gated(v + self.label_v), gates[:, 0], cache
+
+    def pixel(self, window, above):
+        """The horizontal stack at a pixel, from its own window (B, n, F): (B, F)."""
+        n = min(window.shape[1], self.horizontal.shape[0])
+        gates = flat(window[:, :n], self.horizontal) + above  # (B, 2F)
+        kernel, bias = self.out
+        return gated(gates) @ kernel + bias
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -183,6 +232,45 @@ class GatedPixelCNN(Autoregressive):
         for layer in self.head:
             h = layer(ops.relu(h))  # (B, H, W, head_filters), then (B, H, W, P)
         return h
+
+    def fill(self, x, u, known_rows, labels=None):
+        """As `Autoregressive.fill`, from caches: see kgen/models/incremental.py."""
+        label = None if labels is None else self.one_hot(labels)  # (B, K)
+        parts = [block.incremental(label) for block in self.blocks]
+        kernels = [layer.effective_kernel()[0, 0] for layer in self.head]
+        biases = [ops.convert_to_tensor(layer.bias) for layer in self.head]
+
+        def start_rows(B):
+            return [part.no_rows(B, self.image_shape[1]) for part in parts]
+
+        def begin_row(rows):
+            v, above, after = None, [], []
+            for part, cache in zip(parts, rows, strict=True):
+                v, gates, cache = part.begin_row(v, cache)
+                above.append(gates)  # (B, W, 2F)
+                after.append(cache)
+            return after, [ops.transpose(a, (1, 0, 2)) for a in above]
+
+        def start_left(rows):
+            return [part.no_left(ops.shape(rows[0])[0]) for part in parts[1:]]
+
+        def pixel(left, above, window):
+            h = parts[0].pixel(window, above[0])  # (B, F)
+            after = []
+            for part, cache, gates in zip(parts[1:], left, above[1:], strict=True):
+                near = ops.concatenate([cache, h[:, None]], axis=1)  # (B, k/2 + 1, F)
+                after.append(near[:, 1:])
+                h = h + part.pixel(near, gates)
+            for kernel, bias in zip(kernels, biases, strict=True):
+                h = ops.relu(h) @ kernel + bias
+            return after, h, ()
+
+        def end_row(rows, x, kept):
+            del kept
+            return [pushed(rows[0], self.scale(x)[:, None]), *rows[1:]]
+
+        network = (start_rows, begin_row, start_left, pixel, end_row)
+        return filled(self, network, self.first_kernel_size // 2, x, u, known_rows)
 
     def get_config(self):
         return super().get_config() | {

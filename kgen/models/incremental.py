@@ -1,0 +1,81 @@
+"""Drawing from what has been computed: the sampler of convolutional and recurrent
+families, whose work per pixel does not depend on the size of the image.
+
+Two scans, over rows and, within each, over pixels. A row starts with what follows from
+the rows above, for all its pixels at once; a pixel then needs its left neighbours only.
+A family gives the parts as functions of its own caches (nests of tensors):
+
+    rows = start_rows(B)                  of the rows above; at first there are none
+    rows, above = begin_row(rows)         above: per pixel, (B, W, ...)
+    left = start_left(rows)               of the pixels to the left; at first none
+    left, params, kept = pixel(left, above_j, window)
+                                          params (B, P); kept: per pixel, (B, ...)
+    rows = end_row(rows, x, kept)         with the row as drawn, and all its `kept`
+
+`window` (B, r + 1, C) holds the scaled values of the pixel's r left neighbours and its
+own, of which the network sees the earlier channels.
+
+Shapes: B batch, (H, W, C) image, P likelihood parameters a pixel.
+"""
+
+from keras import ops
+
+from kgen import backend
+
+
+def filled(model, network, reach, x, u, known_rows):
+    """As `Autoregressive.fill`, with the parts of `network` (see the module).
+
+    Args:
+        reach: r of the window.
+    """
+    start_rows, begin_row, start_left, pixel, end_row = network
+    H, W, C = model.image_shape
+    x = ops.cast(x, "int32")
+    B = ops.shape(u)[0]
+    known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1))  # (1 or B, 1)
+    channels = ops.arange(C, dtype="int32")
+
+    def one_row(rows, given):
+        i, x_row, u_row = given  # (), (W, B, C) twice
+        known = ops.less(i[0], known_rows)  # (1 or B, 1)
+        rows, above = begin_row(rows)
+
+        def one_pixel(state, given):
+            left, window = state
+            above_j, x_j, u_j = given  # (B, ...), (B, C) twice
+            x_j = ops.where(known, x_j, 0)
+            for c in range(C):  # of which each sees those before it
+                now = ops.concatenate([window, model.scale(x_j)[:, None]], axis=1)
+                after, params, kept = pixel(left, above_j, now)
+                drawn = model.likelihood.draw(params[:, None, None], u_j[:, None, None])
+                turn = ops.logical_and(
+                    ops.equal(channels, c), ops.logical_not(known)
+                )  # (1 or B, C)
+                x_j = ops.where(turn, ops.cast(drawn[:, 0, 0], "int32"), x_j)
+            window = ops.concatenate([window, model.scale(x_j)[:, None]], axis=1)
+            return (after, window[:, 1:]), (x_j, kept)
+
+        window = ops.zeros((B, reach, C), model.compute_dtype)
+        state = (start_left(rows), window)
+        _, (x_row, kept) = backend.scan(one_pixel, state, (above, x_row, u_row))
+        return end_row(rows, ops.transpose(x_row, (1, 0, 2)), kept), x_row
+
+    given = (
+        ops.arange(H, dtype="int32")[:, None],
+        ops.transpose(x, (1, 2, 0, 3)),  # (H, W, B, C)
+        ops.transpose(u, (1, 2, 0, 3)),
+    )
+    _, x = backend.scan(one_row, start_rows(B), given)  # (H, W, B, C)
+    return ops.transpose(x, (2, 0, 1, 3))
+
+
+def pushed(cache, new):
+    """A cache (B, n, ...) of the last n, after `new` (B, 1, ...)."""
+    return ops.concatenate([cache, new], axis=1)[:, 1:]
+
+
+def flat(window, kernel):
+    """A window (B, n, F) times the taps of a kernel (n, F, G): (B, G)."""
+    n, F, G = kernel.shape
+    return ops.reshape(window, (-1, n * F)) @ ops.reshape(kernel, (n * F, G))
