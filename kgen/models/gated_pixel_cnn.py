@@ -34,7 +34,7 @@ from kgen import backend
 from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import filled, flat, pushed
+from kgen.models.incremental import Pointwise, filled, flat, pushed
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -129,7 +129,7 @@ class _Incremental:
         self.vertical = block.vertical.effective_kernel(), tensor(block.vertical.bias)
         self.horizontal = block.horizontal.effective_kernel()[0]
         self.link = block.link.effective_kernel()
-        self.out = block.out.effective_kernel()[0, 0], tensor(block.out.bias)
+        self.out = Pointwise(block.out)
         self.bias_h, self.label_v = tensor(block.horizontal.bias), 0.0
         if label is not None:
             of_v, of_h = ops.split(block.label(label)[:, None, None], 2, axis=-1)
@@ -158,8 +158,7 @@ class _Incremental:
         """The horizontal stack at a pixel, from its own window (B, n, F): (B, F)."""
         n = min(window.shape[1], self.horizontal.shape[0])
         gates = flat(window[:, :n], self.horizontal) + above  # (B, 2F)
-        kernel, bias = self.out
-        return gated(gates) @ kernel + bias
+        return self.out(gated(gates))
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -237,8 +236,7 @@ class GatedPixelCNN(Autoregressive):
         """As `Autoregressive.fill`, from caches: see kgen/models/incremental.py."""
         label = None if labels is None else self.one_hot(labels)  # (B, K)
         parts = [block.incremental(label) for block in self.blocks]
-        kernels = [layer.effective_kernel()[0, 0] for layer in self.head]
-        biases = [ops.convert_to_tensor(layer.bias) for layer in self.head]
+        head = [Pointwise(layer) for layer in self.head]
 
         def start_rows(B):
             return [part.no_rows(B, self.image_shape[1]) for part in parts]
@@ -261,8 +259,8 @@ class GatedPixelCNN(Autoregressive):
                 near = ops.concatenate([cache, h[:, None]], axis=1)  # (B, k/2 + 1, F)
                 after.append(near[:, 1:])
                 h = h + part.pixel(near, gates)
-            for kernel, bias in zip(kernels, biases, strict=True):
-                h = ops.relu(h) @ kernel + bias
+            for layer in head:
+                h = layer(ops.relu(h))
             return after, h, ()
 
         def end_row(rows, x, kept):

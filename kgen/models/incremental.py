@@ -79,3 +79,49 @@ def flat(window, kernel):
     """A window (B, n, F) times the taps of a kernel (n, F, G): (B, G)."""
     n, F, G = kernel.shape
     return ops.reshape(window, (-1, n * F)) @ ops.reshape(kernel, (n * F, G))
+
+
+class Causal:
+    """A ShiftedConv2D of rows -r .. 0 and columns -r .. r or -r .. 0, which goes from
+    row to row and, within one, from pixel to pixel. `more` is added to its bias."""
+
+    def __init__(self, layer, more=None):
+        kernel = layer.effective_kernel()  # (r + 1, columns, F, G)
+        self.reach = -layer.columns[0]
+        self.columns, self.dtype = layer.columns, layer.compute_dtype
+        self.kernel = kernel[:-1]
+        self.own = kernel[-1][: self.reach + 1]  # of the row itself: (r + 1, F, G)
+        bias = ops.reshape(layer.bias, (1, 1, -1))
+        self.bias = bias if more is None else bias + more[:, None]  # (1 or B, 1, G)
+
+    def no_rows(self, B, W):
+        """Inputs of the rows above: (B, r, W, F)."""
+        r, _, F, _ = self.kernel.shape
+        return ops.zeros((B, r, W, F), self.dtype)
+
+    def no_left(self, B):
+        """Inputs to the left: (B, r, F)."""
+        return ops.zeros((B, self.reach, self.own.shape[1]), self.dtype)
+
+    def above(self, rows):
+        """What the rows above give to each pixel: (B, W, G)."""
+        if not rows.shape[1]:  # a kernel of one row
+            B, _, W, _ = ops.shape(rows)
+            return ops.zeros((B, W, 1), self.dtype) + self.bias
+        pads = ((0, 0), (-self.columns[0], self.columns[1]))
+        return backend.convolution(rows, self.kernel, pads)[:, 0] + self.bias
+
+    def pixel(self, near, above):
+        """At a pixel with the inputs `near` (B, r + 1, F), its own last: (B, G)."""
+        return flat(near, self.own) + above
+
+
+class Pointwise:
+    """A 1x1 convolution, of pixels (B, F)."""
+
+    def __init__(self, layer):
+        self.kernel = layer.effective_kernel()[0, 0]
+        self.bias = ops.convert_to_tensor(layer.bias)
+
+    def __call__(self, x):
+        return x @ self.kernel + self.bias

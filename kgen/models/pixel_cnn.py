@@ -28,6 +28,7 @@ from keras import layers, ops
 from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
 from kgen.models.autoregressive import Autoregressive
+from kgen.models.incremental import Causal, Pointwise, filled, pushed
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -117,6 +118,48 @@ class PixelCNN(Autoregressive):
         for layer in self.head:
             h = layer(ops.relu(h))  # (B, H, W, head_filters), then (B, H, W, P)
         return h
+
+    def fill(self, x, u, known_rows, labels=None):
+        """As `Autoregressive.fill`, from caches: see kgen/models/incremental.py."""
+        more = [None] * (1 + self.num_blocks)
+        if labels is not None:
+            label = self.one_hot(labels)  # (B, K)
+            more = [dense(label) for dense in self.of_label]
+        convs = [self.first, *(conv for _, conv, _ in self.blocks)]
+        convs = [Causal(conv, m) for conv, m in zip(convs, more, strict=True)]
+        around = [(Pointwise(down), Pointwise(up)) for down, _, up in self.blocks]
+        head = [Pointwise(layer) for layer in self.head]
+
+        def start_rows(B):
+            return [conv.no_rows(B, self.image_shape[1]) for conv in convs]
+
+        def begin_row(rows):
+            above = [c.above(cache) for c, cache in zip(convs, rows, strict=True)]
+            return rows, [ops.transpose(a, (1, 0, 2)) for a in above]
+
+        def start_left(rows):
+            return [conv.no_left(ops.shape(rows[0])[0]) for conv in convs[1:]]
+
+        def pixel(left, above, window):
+            h = convs[0].pixel(window, above[0])  # (B, 2h)
+            after, kept = [], []
+            blocks = zip(convs[1:], around, left, above[1:], strict=True)
+            for conv, (down, up), cache, context in blocks:
+                inner = ops.relu(down(ops.relu(h)))  # (B, h)
+                near = ops.concatenate([cache, inner[:, None]], axis=1)
+                h = h + up(ops.relu(conv.pixel(near, context)))
+                after.append(near[:, 1:])
+                kept.append(inner)
+            for layer in head:
+                h = layer(ops.relu(h))
+            return after, h, kept
+
+        def end_row(rows, x, kept):
+            new = [self.scale(x), *[ops.transpose(k, (1, 0, 2)) for k in kept]]
+            return [pushed(r, n[:, None]) for r, n in zip(rows, new, strict=True)]
+
+        network = (start_rows, begin_row, start_left, pixel, end_row)
+        return filled(self, network, self.first_kernel_size // 2, x, u, known_rows)
 
     def get_config(self):
         return super().get_config() | {
