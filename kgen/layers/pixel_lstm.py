@@ -61,6 +61,14 @@ def inside(H, W):
     return ops.reshape(ops.transpose(on_map), (-1, 1, 1, H, 1))
 
 
+def shifts(h):
+    """Each pixel's left neighbour, itself and the right one: (B, W, h) -> (B W, 3h)."""
+    h_size = h.shape[-1]
+    h = ops.pad(h, [[0, 0], [1, 1], [0, 0]])  # (B, W + 2, h)
+    near = ops.concatenate([h[:, :-2], h[:, 1:-1], h[:, 2:]], axis=-1)
+    return ops.reshape(near, (-1, 3 * h_size))
+
+
 class _Scan(layers.Layer):
     """What both layers have: K_is as `from_input`, K_ss as `from_state`.
 
@@ -96,14 +104,108 @@ class _Scan(layers.Layer):
         ]
         self.built = True
 
+    def incremental(self, of_label=None):
+        """The layer for the sampler, with a label's part (B, directions 4h)."""
+        return self.incremental_class(self, of_label)
+
     def get_config(self):
         own = {"units": self.units, "channels": self.channels}
         return super().get_config() | own
 
 
+class _IncrementalRow:
+    """A Row LSTM layer for the sampler: see kgen/models/incremental.py."""
+
+    def __init__(self, layer, of_label=None):
+        self.units, self.dtype = layer.units, layer.compute_dtype
+        self.from_input = layer.from_input.effective_kernel()[0]  # (2, F, 4h)
+        self.from_state = ops.convert_to_tensor(layer.from_state[0])  # (3h, 4h)
+        bias = ops.reshape(layer.from_input.bias, (1, 1, -1))
+        self.bias = bias if of_label is None else bias + of_label[:, None]
+
+    def no_rows(self, B, W):
+        """h and c of the row above, (B, W, h) each."""
+        return (ops.zeros((B, W, self.units), self.dtype),) * 2
+
+    def no_left(self, B):
+        """The left neighbour's features: (B, F)."""
+        return ops.zeros((B, self.from_input.shape[1]), self.dtype)
+
+    def above(self, state):
+        h, c = state
+        sums = shifts(h) @ self.from_state  # (B W, 4h)
+        return ops.reshape(sums, (-1, h.shape[1], 4 * self.units)) + self.bias, c
+
+    def pixel(self, left, above, x):
+        sums, c = above
+        gates = left @ self.from_input[0] + x @ self.from_input[1]  # (B, 4h)
+        h, c = lstm(gates, sums, c)
+        return h, x, (h, c)
+
+    def end_row(self, state, kept):
+        del state
+        return tuple(ops.swapaxes(k, 0, 1) for k in kept)
+
+
+class _IncrementalDiagonal:
+    """A Diagonal BiLSTM layer for the sampler. The state that goes right is carried
+    from pixel to pixel; the one that goes left is scanned when its row is complete."""
+
+    def __init__(self, layer, of_label=None):
+        h = self.units = layer.units
+        self.dtype = layer.compute_dtype
+        kernel = layer.from_input.effective_kernel()[0, 0]  # (F, 8h)
+        bias = ops.reshape(layer.from_input.bias, (1, 1, -1))
+        bias = bias if of_label is None else bias + of_label[:, None]  # (B or 1, 1, 8h)
+        self.from_input = kernel[:, : 4 * h], kernel[:, 4 * h :]
+        self.bias = bias[..., : 4 * h], bias[..., 4 * h :]
+        self.above_k = [k[:h] for k in layer.from_state]  # (h, 4h) each
+        self.before_k = [k[h:] for k in layer.from_state]
+
+    def no_rows(self, B, W):
+        """h of the row above, of the state that goes right and that goes left."""
+        return (ops.zeros((B, W, self.units), self.dtype),) * 2
+
+    def no_left(self, B):
+        """h and c of the left neighbour, (B, h) each."""
+        return (ops.zeros((B, self.units), self.dtype),) * 2
+
+    def _above(self, h, which):
+        sums = ops.reshape(h, (-1, self.units)) @ self.above_k[which]
+        return ops.reshape(sums, (-1, h.shape[1], 4 * self.units)) + self.bias[which]
+
+    def above(self, state):
+        right, left = state
+        return self._above(right, 0), left
+
+    def pixel(self, left, above, x):
+        h, c = left
+        sums, of_left_going = above
+        h, c = lstm(x @ self.from_input[0] + h @ self.before_k[0], sums, c)
+        return h + of_left_going, (h, c), (h, x)
+
+    def end_row(self, state, kept):
+        """The row's own pass from right to left."""
+        h, x = kept  # (W, B, h), (W, B, F)
+        sums = ops.swapaxes(self._above(state[1], 1), 0, 1)  # (W, B, 4h)
+        gates = ops.reshape(x, (-1, x.shape[-1])) @ self.from_input[1]
+        sums = sums + ops.reshape(gates, ops.shape(sums))
+
+        def one_pixel(state, sums):
+            state_h, c = lstm(sums, state[0] @ self.before_k[1], state[1])
+            return (state_h, c), state_h
+
+        start = self.no_left(ops.shape(h)[1])
+        _, left = backend.scan(one_pixel, start, ops.flip(sums, axis=0))
+        left = ops.flip(left, axis=0)
+        return tuple(ops.swapaxes(k, 0, 1) for k in (h, left))
+
+
 @keras.saving.register_keras_serializable(package="kgen")
 class RowLSTMLayer(_Scan):
     """(B, H, W, F) -> h (B, H, W, h); `of_label` (B, 1, 1, 4h) adds to the gates."""
+
+    incremental_class = _IncrementalRow
 
     def call(self, x, of_label=None):
         _, _, W, _ = x.shape
@@ -115,10 +217,7 @@ class RowLSTMLayer(_Scan):
 
         def row(state, gates):
             h, c = state  # (B, W, h) each
-            h = ops.pad(h, [[0, 0], [1, 1], [0, 0]])  # (B, W + 2, h)
-            near = ops.concatenate([h[:, :-2], h[:, 1:-1], h[:, 2:]], axis=-1)
-            near = ops.reshape(near, (-1, 3 * self.units))  # (B W, 3h)
-            sums = ops.reshape(near @ kernel, (-1, W, 4 * self.units))
+            sums = ops.reshape(shifts(h) @ kernel, (-1, W, 4 * self.units))
             h, c = lstm(gates, sums, c)
             return (h, c), h
 
@@ -133,6 +232,7 @@ class DiagonalBiLSTMLayer(_Scan):
     (B, 1, 1, 8h) is added to the gates."""
 
     directions, taps, columns = 2, 2, (0, 0)
+    incremental_class = _IncrementalDiagonal
 
     def _constant(self, of_label):
         """What is added to the gates at every pixel: (2, B or 1, 1, 4h)."""

@@ -34,7 +34,7 @@ from kgen import backend
 from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import Pointwise, filled, flat, pushed
+from kgen.models.incremental import Pointwise, by_pixel, filled, flat, pushed
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -247,7 +247,7 @@ class GatedPixelCNN(Autoregressive):
                 v, gates, cache = part.begin_row(v, cache)
                 above.append(gates)  # (B, W, 2F)
                 after.append(cache)
-            return after, [ops.transpose(a, (1, 0, 2)) for a in above]
+            return after, [by_pixel(a) for a in above]
 
         def start_left(rows):
             return [part.no_left(ops.shape(rows[0])[0]) for part in parts[1:]]

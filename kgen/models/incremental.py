@@ -23,11 +23,12 @@ from keras import ops
 from kgen import backend
 
 
-def filled(model, network, reach, x, u, known_rows):
+def filled(model, network, reach, x, u, known_rows, extra=0):
     """As `Autoregressive.fill`, with the parts of `network` (see the module).
 
     Args:
         reach: r of the window.
+        extra: columns on the right of the image, of zeros, that the network goes on to.
     """
     start_rows, begin_row, start_left, pixel, end_row = network
     H, W, C = model.image_shape
@@ -35,6 +36,10 @@ def filled(model, network, reach, x, u, known_rows):
     B = ops.shape(u)[0]
     known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1))  # (1 or B, 1)
     channels = ops.arange(C, dtype="int32")
+    on_map = ops.cast(ops.arange(W + extra) < W, model.compute_dtype)  # (W + extra,)
+
+    def padded(x, value=0):
+        return ops.pad(x, [[0, extra], [0, 0], [0, 0]], constant_values=value)
 
     def one_row(rows, given):
         i, x_row, u_row = given  # (), (W, B, C) twice
@@ -43,22 +48,25 @@ def filled(model, network, reach, x, u, known_rows):
 
         def one_pixel(state, given):
             left, window = state
-            above_j, x_j, u_j = given  # (B, ...), (B, C) twice
+            above_j, x_j, u_j, here = given  # (B, ...), (B, C) twice, ()
             x_j = ops.where(known, x_j, 0)
             for c in range(C):  # of which each sees those before it
-                now = ops.concatenate([window, model.scale(x_j)[:, None]], axis=1)
+                own = here * model.scale(x_j)  # (B, C)
+                now = ops.concatenate([window, own[:, None]], axis=1)
                 after, params, kept = pixel(left, above_j, now)
                 drawn = model.likelihood.draw(params[:, None, None], u_j[:, None, None])
                 turn = ops.logical_and(
                     ops.equal(channels, c), ops.logical_not(known)
                 )  # (1 or B, C)
                 x_j = ops.where(turn, ops.cast(drawn[:, 0, 0], "int32"), x_j)
-            window = ops.concatenate([window, model.scale(x_j)[:, None]], axis=1)
-            return (after, window[:, 1:]), (x_j, kept)
+            window = pushed(window, here * model.scale(x_j)[:, None])
+            return (after, window), (x_j, kept)
 
         window = ops.zeros((B, reach, C), model.compute_dtype)
         state = (start_left(rows), window)
-        _, (x_row, kept) = backend.scan(one_pixel, state, (above, x_row, u_row))
+        given = (above, padded(x_row), padded(u_row, 0.5), on_map)
+        _, (x_row, kept) = backend.scan(one_pixel, state, given)
+        x_row = x_row[:W]
         return end_row(rows, ops.transpose(x_row, (1, 0, 2)), kept), x_row
 
     given = (
@@ -73,6 +81,11 @@ def filled(model, network, reach, x, u, known_rows):
 def pushed(cache, new):
     """A cache (B, n, ...) of the last n, after `new` (B, 1, ...)."""
     return ops.concatenate([cache, new], axis=1)[:, 1:]
+
+
+def by_pixel(above):
+    """(B, W, ...) as a scan over pixels takes it: (W, B, ...)."""
+    return ops.swapaxes(above, 0, 1)
 
 
 def flat(window, kernel):

@@ -28,7 +28,7 @@ from keras import layers, ops
 from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import Causal, Pointwise, filled, pushed
+from kgen.models.incremental import Causal, Pointwise, by_pixel, filled, pushed
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -135,7 +135,7 @@ class PixelCNN(Autoregressive):
 
         def begin_row(rows):
             above = [c.above(cache) for c, cache in zip(convs, rows, strict=True)]
-            return rows, [ops.transpose(a, (1, 0, 2)) for a in above]
+            return rows, [by_pixel(a) for a in above]
 
         def start_left(rows):
             return [conv.no_left(ops.shape(rows[0])[0]) for conv in convs[1:]]
@@ -155,7 +155,7 @@ class PixelCNN(Autoregressive):
             return after, h, kept
 
         def end_row(rows, x, kept):
-            new = [self.scale(x), *[ops.transpose(k, (1, 0, 2)) for k in kept]]
+            new = [self.scale(x), *[by_pixel(k) for k in kept]]
             return [pushed(r, n[:, None]) for r, n in zip(rows, new, strict=True)]
 
         network = (start_rows, begin_row, start_left, pixel, end_row)

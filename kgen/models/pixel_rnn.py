@@ -33,6 +33,7 @@ from keras import layers, ops
 from kgen.checks import multiples, odd, positive
 from kgen.layers import DiagonalBiLSTMLayer, RowLSTMLayer, ShiftedConv2D
 from kgen.models.autoregressive import Autoregressive
+from kgen.models.incremental import Causal, Pointwise, by_pixel, filled, pushed
 
 
 class _PixelRNN(Autoregressive):
@@ -114,6 +115,62 @@ class _PixelRNN(Autoregressive):
         for layer in self.head:
             x = layer(ops.relu(x))  # (B, H, W, head_filters), then (B, H, W, P)
         return x
+
+    def fill(self, x, u, known_rows, labels=None):
+        """As `Autoregressive.fill`, from caches: see kgen/models/incremental.py."""
+        of_label = [None] * (1 + self.num_layers)
+        if labels is not None:
+            label = self.one_hot(labels)  # (B, K)
+            of_label = [dense(label) for dense in self.of_label]
+        first = Causal(self.first, of_label[0])
+        scans = [
+            scan.incremental(more)
+            for scan, more in zip(self.scans, of_label[1:], strict=True)
+        ]
+        ups, skips, head = (
+            [Pointwise(layer) for layer in part]
+            for part in (self.ups, self.skips, self.head)
+        )
+        width = self.image_shape[1] + self.extra_columns
+
+        def start_rows(B):
+            return first.no_rows(B, width), [s.no_rows(B, width) for s in scans]
+
+        def begin_row(rows):
+            image, states = rows
+            above = [first.above(image)]
+            above += [s.above(state) for s, state in zip(scans, states, strict=True)]
+            return rows, keras.tree.map_structure(by_pixel, above)
+
+        def start_left(rows):
+            return [s.no_left(ops.shape(rows[0])[0]) for s in scans]
+
+        def pixel(left, above, window):
+            x = first.pixel(window, above[0])  # (B, 2h)
+            after, kept, skipped = [], [], 0.0
+            for i, scan in enumerate(scans):
+                h, state, keep = scan.pixel(left[i], above[1 + i], x)
+                x = x + ups[i](h)
+                skipped = skipped + skips[i](h) if skips else skipped
+                after.append(state)
+                kept.append(keep)
+            x = x + skipped
+            for layer in head:
+                x = layer(ops.relu(x))
+            return after, x, kept
+
+        def end_row(rows, x, kept):
+            (image, states), extra = rows, self.extra_columns
+            x = ops.pad(self.scale(x), [[0, 0], [0, extra], [0, 0]])
+            states = [
+                scan.end_row(state, keep)
+                for scan, state, keep in zip(scans, states, kept, strict=True)
+            ]
+            return pushed(image, x[:, None]), states
+
+        network = (start_rows, begin_row, start_left, pixel, end_row)
+        reach = self.first_kernel_size // 2
+        return filled(self, network, reach, x, u, known_rows, self.extra_columns)
 
     def get_config(self):
         return super().get_config() | {
