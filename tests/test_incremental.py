@@ -1,0 +1,95 @@
+"""Samplers that keep what they computed: the same network, the same images."""
+
+import numpy as np
+import pytest
+from exact import numpy, randomized
+from keras import ops
+
+from kgen import backend, random
+from kgen.models import DiagonalBiLSTM, GatedPixelCNN, PixelCNN, RowLSTM
+from kgen.models.autoregressive import Autoregressive
+
+CASES = {
+    "gated": (GatedPixelCNN, {"filters": 6, "num_blocks": 2}),
+    "gated-5x5": (GatedPixelCNN, {"filters": 6, "num_blocks": 2, "kernel_size": 5}),
+    "gated-1x1": (GatedPixelCNN, {"filters": 6, "num_blocks": 1, "kernel_size": 1}),
+    "pixel-cnn": (PixelCNN, {"filters": 6, "num_blocks": 2, "first_kernel_size": 3}),
+    "pixel-cnn-5x5": (PixelCNN, {"filters": 6, "num_blocks": 2, "kernel_size": 5}),
+    "pixel-cnn-1x1": (PixelCNN, {"filters": 6, "num_blocks": 1, "kernel_size": 1}),
+    "row-lstm": (RowLSTM, {"units": 6, "num_layers": 2}),
+    "row-lstm-skip": (RowLSTM, {"units": 6, "num_layers": 3, "skip_connections": True}),
+    "diagonal": (DiagonalBiLSTM, {"units": 6, "num_layers": 2, "first_kernel_size": 3}),
+    "diagonal-skip": (
+        DiagonalBiLSTM,
+        {"units": 6, "num_layers": 3, "skip_connections": True},
+    ),
+}
+SHAPES = [
+    ((5, 4, 1), 2),
+    ((4, 7, 1), 5),
+    ((1, 6, 1), 2),
+    ((6, 1, 1), 2),
+    ((3, 2, 3), 4),
+]
+
+
+def case(name, shape, levels, num_classes=2):
+    kind, kwargs = CASES[name]
+    return randomized(kind(shape, levels, num_classes, **kwargs))
+
+
+def incremental_logits(model, x, labels):
+    """What the sampler's network gives at every dimension (the first parameter of
+    each), when all that it draws happens to be x: a likelihood that draws the true
+    value, which its uniforms carry, with the parameter packed on top."""
+    levels, likelihood, scale = model.levels, model.likelihood, model.scale
+    per_channel = model.num_outputs // x.shape[-1]
+
+    class Packed:
+        def draw(self, params, u):
+            first = ops.cast(params[..., ::per_channel], "float32")
+            return ops.cast(ops.round(first * 2e4), "int32") * levels + ops.cast(
+                u, "int32"
+            )
+
+    model.likelihood, model.scale = Packed(), lambda x: scale(ops.mod(x, levels))
+    try:
+        fill = backend.compiled(model, lambda x, u, y: model.fill(x, u, 0, y))
+        packed = fill(np.zeros_like(x, "int32"), x.astype("float32"), labels)
+    finally:
+        model.likelihood, model.scale = likelihood, scale
+    packed = numpy(packed)
+    np.testing.assert_array_equal(packed % levels, x)
+    return (packed // levels) / 2e4
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("shape,levels", SHAPES, ids=str)
+def test_incremental_logits_are_the_parallel_ones(name, shape, levels, rng):
+    model = case(name, shape, levels)
+    x = rng.integers(0, levels, (5, *shape))
+    labels = np.array([0, 1, 1, 0, 1], "int32")
+    parallel = numpy(model.logits(x, labels))[..., :: model.num_outputs // shape[-1]]
+    assert np.abs(parallel).max() > 0.1
+    out = incremental_logits(model, x, labels)
+    np.testing.assert_allclose(out, parallel, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gated", "pixel-cnn", "row-lstm", "diagonal"])
+def test_images_are_those_of_the_naive_sampler(name, rng):
+    shape, levels = (4, 5, 1), 3
+    model = case(name, shape, levels)
+    x = rng.integers(0, levels, (6, *shape)).astype("int32")
+    labels = np.arange(6, dtype="int32") % 2
+    u = numpy(model._uniforms(ops.convert_to_tensor(random.image_seeds(2, 6))))
+    known = np.array([0, 1, 2, 3, 4, 0], "int32")
+
+    def naive(x, u, known, y):
+        return Autoregressive.fill(model, x, u, known, y)
+
+    cached, one_by_one = (
+        numpy(backend.compiled(model, fill)(x, u, known, labels))
+        for fill in (model.fill, naive)
+    )
+    np.testing.assert_array_equal(cached, one_by_one)
+    assert len(np.unique(cached.reshape(6, -1), axis=0)) == 6
