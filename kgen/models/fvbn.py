@@ -70,3 +70,31 @@ class FVBN(Autoregressive):
         if labels is not None:
             out = out + self.of_labels(self.one_hot(labels))
         return ops.reshape(out, (-1, *self.image_shape[:2], self.num_outputs))
+
+    def fill(self, x, u, known_rows, labels=None):
+        """As `Autoregressive.fill`, with one dimension's regression a step, of those
+        drawn so far: the others count as zero. In float32."""
+        D, P = self.num_dims, self.params_per_dim
+        x, u = ops.reshape(ops.cast(x, "int32"), (-1, D)), ops.reshape(u, (-1, D))
+        known = ops.reshape(ops.cast(known_rows, "int32"), (-1,))  # (1 or B,)
+        known = known * (D // self.image_shape[0])
+        dims = ops.arange(D, dtype="int32")
+        kernel = ops.reshape(ops.cast(self.regression.kernel, "float32"), (D, D, P))
+        kernel = ops.transpose(kernel, (1, 0, 2))  # (D, its inputs, P)
+        b = ops.cast(self.regression.bias, "float32")[None]
+        if labels is not None:
+            b = b + ops.cast(self.of_labels(self.one_hot(labels)), "float32")
+        b = ops.reshape(b, (-1, D, P))  # (1 or B, D, P)
+
+        def one_step(d, carry):
+            x, v = carry  # (B, D): integers, and what the network sees of them
+            params = ops.matmul(v, ops.take(kernel, d, axis=0)) + ops.take(b, d, axis=1)
+            u_d = ops.take(u, d, axis=1)[:, None, None, None]  # an image of one pixel
+            drawn = self.likelihood.draw(params[:, None, None], u_d)[:, 0, 0, 0]
+            x_d = ops.where(d < known, ops.take(x, d, axis=1), drawn)[:, None]  # (B, 1)
+            now = ops.equal(dims, d)
+            seen = ops.cast(self.scale(x_d), "float32")
+            return ops.where(now, x_d, x), ops.where(now, seen, v)
+
+        x, _ = ops.fori_loop(0, D, one_step, (x, ops.zeros_like(u)))
+        return ops.reshape(x, (-1, *self.image_shape))

@@ -25,7 +25,7 @@ from side_by_side import (
     write,
 )
 
-BATCH, STEPS, REPEATS, UNITS, LAYERS = 8, 8, 2, 16, 1
+BATCH, STEPS, REPEATS, UNITS, LAYERS = 8, 8, 1, 16, 1
 SIZES = (14, 28, 56)
 STEPS_OF_SCAN = {"RowLSTM": lambda n: n, "DiagonalBiLSTM": lambda n: 2 * n}
 
