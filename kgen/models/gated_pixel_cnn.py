@@ -98,10 +98,6 @@ class GatedBlock(layers.Layer):
         out = self.out(gated(gates))  # (B, H, W, F)
         return gated(v), out if self.first else h + out
 
-    def incremental(self, label):
-        """The parts of this layer for the sampler, with its kernels made once."""
-        return _Incremental(self, label)
-
     def get_config(self):
         return super().get_config() | {
             "filters": self.filters,
@@ -118,7 +114,7 @@ def gated(x):
     return ops.tanh(f) * ops.sigmoid(g)
 
 
-class _Incremental:
+class _IncrementalBlock:
     """A block that goes from row to row and, within one, from pixel to pixel."""
 
     def __init__(self, block, label):
@@ -235,40 +231,7 @@ class GatedPixelCNN(Autoregressive):
     def fill(self, x, u, known_rows, labels=None):
         """As `Autoregressive.fill`, from caches: see kgen/models/incremental.py."""
         label = None if labels is None else self.one_hot(labels)  # (B, K)
-        parts = [block.incremental(label) for block in self.blocks]
-        head = [Pointwise(layer) for layer in self.head]
-
-        def start_rows(B):
-            return [part.no_rows(B, self.image_shape[1]) for part in parts]
-
-        def begin_row(rows):
-            v, above, after = None, [], []
-            for part, cache in zip(parts, rows, strict=True):
-                v, gates, cache = part.begin_row(v, cache)
-                above.append(gates)  # (B, W, 2F)
-                after.append(cache)
-            return after, [by_pixel(a) for a in above]
-
-        def start_left(rows):
-            return [part.no_left(ops.shape(rows[0])[0]) for part in parts[1:]]
-
-        def pixel(left, above, window):
-            h = parts[0].pixel(window, above[0])  # (B, F)
-            after = []
-            for part, cache, gates in zip(parts[1:], left, above[1:], strict=True):
-                near = ops.concatenate([cache, h[:, None]], axis=1)  # (B, k/2 + 1, F)
-                after.append(near[:, 1:])
-                h = h + part.pixel(near, gates)
-            for layer in head:
-                h = layer(ops.relu(h))
-            return after, h, ()
-
-        def end_row(rows, x, kept):
-            del kept
-            return [pushed(rows[0], self.scale(x)[:, None]), *rows[1:]]
-
-        network = (start_rows, begin_row, start_left, pixel, end_row)
-        return filled(self, network, self.first_kernel_size // 2, x, u, known_rows)
+        return filled(self, _Incremental(self, label), x, u, known_rows)
 
     def get_config(self):
         return super().get_config() | {
@@ -278,3 +241,45 @@ class GatedPixelCNN(Autoregressive):
             "first_kernel_size": self.first_kernel_size,
             "head_filters": self.head_filters,
         }
+
+
+class _Incremental:
+    """The network for the sampler: see kgen/models/incremental.py."""
+
+    extra = 0
+
+    def __init__(self, model, label):
+        self.width, self.scale = model.image_shape[1], model.scale
+        self.reach = model.first_kernel_size // 2
+        self.blocks = [_IncrementalBlock(block, label) for block in model.blocks]
+        self.head = [Pointwise(layer) for layer in model.head]
+
+    def start_rows(self, B):
+        return [block.no_rows(B, self.width) for block in self.blocks]
+
+    def begin_row(self, rows):
+        v, above, after = None, [], []
+        for block, cache in zip(self.blocks, rows, strict=True):
+            v, gates, cache = block.begin_row(v, cache)
+            above.append(by_pixel(gates))  # (W, B, 2F)
+            after.append(cache)
+        return after, above
+
+    def start_left(self, rows):
+        B = ops.shape(rows[0])[0]
+        return [block.no_left(B) for block in self.blocks[1:]]
+
+    def pixel(self, left, above, window):
+        h = self.blocks[0].pixel(window, above[0])  # (B, F)
+        after = []
+        for block, cache, gates in zip(self.blocks[1:], left, above[1:], strict=True):
+            near = ops.concatenate([cache, h[:, None]], axis=1)  # (B, k/2 + 1, F)
+            after.append(near[:, 1:])
+            h = h + block.pixel(near, gates)
+        for layer in self.head:
+            h = layer(ops.relu(h))
+        return after, h, ()
+
+    def end_row(self, rows, x, kept):
+        del kept  # the vertical stack makes its own
+        return [pushed(rows[0], self.scale(x)[:, None]), *rows[1:]]

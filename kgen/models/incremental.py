@@ -3,7 +3,9 @@ families, whose work per pixel does not depend on the size of the image.
 
 Two scans, over rows and, within each, over pixels. A row starts with what follows from
 the rows above, for all its pixels at once; a pixel then needs its left neighbours only.
-A family gives the parts as functions of its own caches (nests of tensors):
+A family gives its network as an object with the methods below, over its own caches
+(nests of tensors), with `reach`, r of the window, and `extra`, how many columns on the
+right of the image, of zeros, it goes on to:
 
     rows = start_rows(B)                  of the rows above; at first there are none
     rows, above = begin_row(rows)         above: per pixel, (B, W, ...)
@@ -23,59 +25,58 @@ from keras import ops
 from kgen import backend
 
 
-def filled(model, network, reach, x, u, known_rows, extra=0):
-    """As `Autoregressive.fill`, with the parts of `network` (see the module).
-
-    Args:
-        reach: r of the window.
-        extra: columns on the right of the image, of zeros, that the network goes on to.
-    """
-    start_rows, begin_row, start_left, pixel, end_row = network
-    H, W, C = model.image_shape
-    x = ops.cast(x, "int32")
-    B = ops.shape(u)[0]
+def filled(model, network, x, u, known_rows):
+    """As `Autoregressive.fill`, with a network that goes from pixel to pixel."""
+    H = model.image_shape[0]
     known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1))  # (1 or B, 1)
-    channels = ops.arange(C, dtype="int32")
-    on_map = ops.cast(ops.arange(W + extra) < W, model.compute_dtype)  # (W + extra,)
-
-    def padded(x, value=0):
-        return ops.pad(x, [[0, extra], [0, 0], [0, 0]], constant_values=value)
 
     def one_row(rows, given):
-        i, x_row, u_row = given  # (), (W, B, C) twice
+        i, x_row, u_row = given  # (1,), (W, B, C) twice
         known = ops.less(i[0], known_rows)  # (1 or B, 1)
-        rows, above = begin_row(rows)
-
-        def one_pixel(state, given):
-            left, window = state
-            above_j, x_j, u_j, here = given  # (B, ...), (B, C) twice, ()
-            x_j = ops.where(known, x_j, 0)
-            for c in range(C):  # of which each sees those before it
-                own = here * model.scale(x_j)  # (B, C)
-                now = ops.concatenate([window, own[:, None]], axis=1)
-                after, params, kept = pixel(left, above_j, now)
-                drawn = model.likelihood.draw(params[:, None, None], u_j[:, None, None])
-                turn = ops.logical_and(
-                    ops.equal(channels, c), ops.logical_not(known)
-                )  # (1 or B, C)
-                x_j = ops.where(turn, ops.cast(drawn[:, 0, 0], "int32"), x_j)
-            window = pushed(window, here * model.scale(x_j)[:, None])
-            return (after, window), (x_j, kept)
-
-        window = ops.zeros((B, reach, C), model.compute_dtype)
-        state = (start_left(rows), window)
-        given = (above, padded(x_row), padded(u_row, 0.5), on_map)
-        _, (x_row, kept) = backend.scan(one_pixel, state, given)
-        x_row = x_row[:W]
-        return end_row(rows, ops.transpose(x_row, (1, 0, 2)), kept), x_row
+        x_row, rows = _drawn(model, network, rows, x_row, u_row, known)
+        return rows, x_row
 
     given = (
         ops.arange(H, dtype="int32")[:, None],
-        ops.transpose(x, (1, 2, 0, 3)),  # (H, W, B, C)
+        ops.transpose(ops.cast(x, "int32"), (1, 2, 0, 3)),  # (H, W, B, C)
         ops.transpose(u, (1, 2, 0, 3)),
     )
-    _, x = backend.scan(one_row, start_rows(B), given)  # (H, W, B, C)
+    start = network.start_rows(ops.shape(u)[0])
+    _, x = backend.scan(one_row, start, given)  # (H, W, B, C)
     return ops.transpose(x, (2, 0, 1, 3))
+
+
+def _drawn(model, network, rows, x_row, u_row, known):
+    """A row (W, B, C), that of x where it is known, and the caches after it."""
+    _, W, C = model.image_shape
+    channels = ops.arange(C, dtype="int32")
+    unknown = ops.logical_not(known)
+    rows, above = network.begin_row(rows)
+
+    def one_pixel(state, given):
+        left, window = state
+        above_j, x_j, u_j, here = given  # (B, ...), (B, C) twice, ()
+        x_j = ops.where(known, x_j, 0)
+        for c in range(C):  # of which each sees those before it
+            own = here * model.scale(x_j)  # (B, C)
+            near = ops.concatenate([window, own[:, None]], axis=1)  # (B, r + 1, C)
+            after, params, kept = network.pixel(left, above_j, near)
+            drawn = model.likelihood.draw(params[:, None, None], u_j[:, None, None])
+            turn = ops.logical_and(ops.equal(channels, c), unknown)  # (1 or B, C)
+            x_j = ops.where(turn, ops.cast(drawn[:, 0, 0], "int32"), x_j)
+        return (after, pushed(window, here * model.scale(x_j)[:, None])), (x_j, kept)
+
+    def padded(x, value=0):
+        return ops.pad(x, [[0, network.extra], [0, 0], [0, 0]], constant_values=value)
+
+    on_map = ops.arange(W + network.extra) < W
+    here = ops.cast(on_map, model.compute_dtype)  # (W + extra,)
+    window = ops.zeros((ops.shape(u_row)[1], network.reach, C), model.compute_dtype)
+    state = (network.start_left(rows), window)
+    given = (above, padded(x_row), padded(u_row, 0.5), here)
+    _, (x_row, kept) = backend.scan(one_pixel, state, given)
+    x_row = x_row[:W]
+    return x_row, network.end_row(rows, by_pixel(x_row), kept)
 
 
 def pushed(cache, new):
@@ -83,9 +84,9 @@ def pushed(cache, new):
     return ops.concatenate([cache, new], axis=1)[:, 1:]
 
 
-def by_pixel(above):
-    """(B, W, ...) as a scan over pixels takes it: (W, B, ...)."""
-    return ops.swapaxes(above, 0, 1)
+def by_pixel(x):
+    """(B, W, ...) as a scan over pixels takes it, (W, B, ...), or back."""
+    return ops.swapaxes(x, 0, 1)
 
 
 def flat(window, kernel):

@@ -121,45 +121,8 @@ class PixelCNN(Autoregressive):
 
     def fill(self, x, u, known_rows, labels=None):
         """As `Autoregressive.fill`, from caches: see kgen/models/incremental.py."""
-        more = [None] * (1 + self.num_blocks)
-        if labels is not None:
-            label = self.one_hot(labels)  # (B, K)
-            more = [dense(label) for dense in self.of_label]
-        convs = [self.first, *(conv for _, conv, _ in self.blocks)]
-        convs = [Causal(conv, m) for conv, m in zip(convs, more, strict=True)]
-        around = [(Pointwise(down), Pointwise(up)) for down, _, up in self.blocks]
-        head = [Pointwise(layer) for layer in self.head]
-
-        def start_rows(B):
-            return [conv.no_rows(B, self.image_shape[1]) for conv in convs]
-
-        def begin_row(rows):
-            above = [c.above(cache) for c, cache in zip(convs, rows, strict=True)]
-            return rows, [by_pixel(a) for a in above]
-
-        def start_left(rows):
-            return [conv.no_left(ops.shape(rows[0])[0]) for conv in convs[1:]]
-
-        def pixel(left, above, window):
-            h = convs[0].pixel(window, above[0])  # (B, 2h)
-            after, kept = [], []
-            blocks = zip(convs[1:], around, left, above[1:], strict=True)
-            for conv, (down, up), cache, context in blocks:
-                inner = ops.relu(down(ops.relu(h)))  # (B, h)
-                near = ops.concatenate([cache, inner[:, None]], axis=1)
-                h = h + up(ops.relu(conv.pixel(near, context)))
-                after.append(near[:, 1:])
-                kept.append(inner)
-            for layer in head:
-                h = layer(ops.relu(h))
-            return after, h, kept
-
-        def end_row(rows, x, kept):
-            new = [self.scale(x), *[by_pixel(k) for k in kept]]
-            return [pushed(r, n[:, None]) for r, n in zip(rows, new, strict=True)]
-
-        network = (start_rows, begin_row, start_left, pixel, end_row)
-        return filled(self, network, self.first_kernel_size // 2, x, u, known_rows)
+        label = None if labels is None else self.one_hot(labels)  # (B, K)
+        return filled(self, _Incremental(self, label), x, u, known_rows)
 
     def get_config(self):
         return super().get_config() | {
@@ -169,3 +132,49 @@ class PixelCNN(Autoregressive):
             "first_kernel_size": self.first_kernel_size,
             "head_filters": self.head_filters,
         }
+
+
+class _Incremental:
+    """The network for the sampler: see kgen/models/incremental.py."""
+
+    extra = 0
+
+    def __init__(self, model, label):
+        self.width, self.scale = model.image_shape[1], model.scale
+        self.reach = model.first_kernel_size // 2
+        more = [None] * (1 + model.num_blocks)
+        if label is not None:
+            more = [dense(label) for dense in model.of_label]
+        convs = [model.first, *(conv for _, conv, _ in model.blocks)]
+        self.convs = [Causal(conv, m) for conv, m in zip(convs, more, strict=True)]
+        self.around = [(Pointwise(down), Pointwise(up)) for down, _, up in model.blocks]
+        self.head = [Pointwise(layer) for layer in model.head]
+
+    def start_rows(self, B):
+        return [conv.no_rows(B, self.width) for conv in self.convs]
+
+    def begin_row(self, rows):
+        pairs = zip(self.convs, rows, strict=True)
+        return rows, [by_pixel(conv.above(cache)) for conv, cache in pairs]
+
+    def start_left(self, rows):
+        B = ops.shape(rows[0])[0]
+        return [conv.no_left(B) for conv in self.convs[1:]]
+
+    def pixel(self, left, above, window):
+        h = self.convs[0].pixel(window, above[0])  # (B, 2h)
+        after, kept = [], []
+        blocks = zip(self.convs[1:], self.around, left, above[1:], strict=True)
+        for conv, (down, up), cache, context in blocks:
+            inner = ops.relu(down(ops.relu(h)))  # (B, h)
+            near = ops.concatenate([cache, inner[:, None]], axis=1)  # (B, k/2 + 1, h)
+            h = h + up(ops.relu(conv.pixel(near, context)))
+            after.append(near[:, 1:])
+            kept.append(inner)
+        for layer in self.head:
+            h = layer(ops.relu(h))
+        return after, h, kept
+
+    def end_row(self, rows, x, kept):
+        new = [self.scale(x), *[by_pixel(k) for k in kept]]  # (B, W, ...)
+        return [pushed(r, n[:, None]) for r, n in zip(rows, new, strict=True)]

@@ -118,59 +118,8 @@ class _PixelRNN(Autoregressive):
 
     def fill(self, x, u, known_rows, labels=None):
         """As `Autoregressive.fill`, from caches: see kgen/models/incremental.py."""
-        of_label = [None] * (1 + self.num_layers)
-        if labels is not None:
-            label = self.one_hot(labels)  # (B, K)
-            of_label = [dense(label) for dense in self.of_label]
-        first = Causal(self.first, of_label[0])
-        scans = [
-            scan.incremental(more)
-            for scan, more in zip(self.scans, of_label[1:], strict=True)
-        ]
-        ups, skips, head = (
-            [Pointwise(layer) for layer in part]
-            for part in (self.ups, self.skips, self.head)
-        )
-        width = self.image_shape[1] + self.extra_columns
-
-        def start_rows(B):
-            return first.no_rows(B, width), [s.no_rows(B, width) for s in scans]
-
-        def begin_row(rows):
-            image, states = rows
-            above = [first.above(image)]
-            above += [s.above(state) for s, state in zip(scans, states, strict=True)]
-            return rows, keras.tree.map_structure(by_pixel, above)
-
-        def start_left(rows):
-            return [s.no_left(ops.shape(rows[0])[0]) for s in scans]
-
-        def pixel(left, above, window):
-            x = first.pixel(window, above[0])  # (B, 2h)
-            after, kept, skipped = [], [], 0.0
-            for i, scan in enumerate(scans):
-                h, state, keep = scan.pixel(left[i], above[1 + i], x)
-                x = x + ups[i](h)
-                skipped = skipped + skips[i](h) if skips else skipped
-                after.append(state)
-                kept.append(keep)
-            x = x + skipped
-            for layer in head:
-                x = layer(ops.relu(x))
-            return after, x, kept
-
-        def end_row(rows, x, kept):
-            (image, states), extra = rows, self.extra_columns
-            x = ops.pad(self.scale(x), [[0, 0], [0, extra], [0, 0]])
-            states = [
-                scan.end_row(state, keep)
-                for scan, state, keep in zip(scans, states, kept, strict=True)
-            ]
-            return pushed(image, x[:, None]), states
-
-        network = (start_rows, begin_row, start_left, pixel, end_row)
-        reach = self.first_kernel_size // 2
-        return filled(self, network, reach, x, u, known_rows, self.extra_columns)
+        label = None if labels is None else self.one_hot(labels)  # (B, K)
+        return filled(self, _Incremental(self, label), x, u, known_rows)
 
     def get_config(self):
         return super().get_config() | {
@@ -226,3 +175,56 @@ class DiagonalBiLSTM(_PixelRNN):
     """
 
     layer_class, extra_columns = DiagonalBiLSTMLayer, 1
+
+
+class _Incremental:
+    """The network for the sampler: see kgen/models/incremental.py."""
+
+    def __init__(self, model, label):
+        self.extra, self.scale = model.extra_columns, model.scale
+        self.width = model.image_shape[1] + self.extra
+        self.reach = model.first_kernel_size // 2
+        more = [None] * (1 + model.num_layers)
+        if label is not None:
+            more = [dense(label) for dense in model.of_label]
+        self.first = Causal(model.first, more[0])
+        pairs = zip(model.scans, more[1:], strict=True)
+        self.scans = [scan.incremental(m) for scan, m in pairs]
+        self.ups, self.skips, self.head = (
+            [Pointwise(layer) for layer in part]
+            for part in (model.ups, model.skips, model.head)
+        )
+
+    def start_rows(self, B):
+        states = [scan.no_rows(B, self.width) for scan in self.scans]
+        return self.first.no_rows(B, self.width), states
+
+    def begin_row(self, rows):
+        image, states = rows
+        above = [scan.above(s) for scan, s in zip(self.scans, states, strict=True)]
+        above = [self.first.above(image), *above]
+        return rows, keras.tree.map_structure(by_pixel, above)
+
+    def start_left(self, rows):
+        B = ops.shape(rows[0])[0]
+        return [scan.no_left(B) for scan in self.scans]
+
+    def pixel(self, left, above, window):
+        x = self.first.pixel(window, above[0])  # (B, 2h)
+        after, kept, skipped = [], [], 0.0
+        for i, scan in enumerate(self.scans):
+            h, state, keep = scan.pixel(left[i], above[1 + i], x)
+            x = x + self.ups[i](h)
+            skipped = skipped + self.skips[i](h) if self.skips else skipped
+            after.append(state)
+            kept.append(keep)
+        x = x + skipped
+        for layer in self.head:
+            x = layer(ops.relu(x))
+        return after, x, kept
+
+    def end_row(self, rows, x, kept):
+        image, states = rows
+        x = ops.pad(self.scale(x), [[0, 0], [0, self.extra], [0, 0]])  # (B, W, C)
+        layers = zip(self.scans, states, kept, strict=True)
+        return pushed(image, x[:, None]), [s.end_row(h, new) for s, h, new in layers]
