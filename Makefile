@@ -35,6 +35,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_train_step.py
 	$(BIN)/python tests/benchmarks/bench_gated_pixel_cnn.py
 	$(BIN)/python tests/benchmarks/bench_pixel_rnn.py
+	$(BIN)/python tests/benchmarks/bench_sampling.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache

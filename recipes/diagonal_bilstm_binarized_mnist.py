@@ -11,7 +11,9 @@ Reproduces: Diagonal BiLSTM of van den Oord, Kalchbrenner and Kavukcuoglu, "Pixe
 Data: binarized_mnist (Larochelle and Murray 2011): 50,000 train, 10,000 validation,
     10,000 test; tfds loads it by name. Validation chooses the epoch, test is read once.
 Published: 80.75 nats for 1 layer of 32, 79.20 for 7 layers of 16.
-Ours: not measured yet.
+Ours: 86.37 nats, 0.1589 bits/dim (validation 86.92); seed 0, TensorFlow,
+    39,105 parameters, 20 minutes of training on two cores, shared with
+    other work; recipes/results/diagonal_bilstm_binarized_mnist/metrics.json.
 
 Differences from the paper:
   1. One more column on the right of the maps, see kgen/models/pixel_rnn.py; forget

@@ -11,10 +11,12 @@ Reproduces: Row LSTM of van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recur
 Data: binarized_mnist (Larochelle and Murray 2011): 50,000 train, 10,000 validation,
     10,000 test; tfds loads it by name. Validation chooses the epoch, test is read once.
 Published: 80.54 nats.
-Ours: not measured yet.
+Ours: 85.27 nats, 0.1569 bits/dim (validation 85.74); seed 0, TensorFlow,
+    65,793 parameters, 17 minutes of training on two cores, shared with
+    other work; recipes/results/row_lstm_binarized_mnist/metrics.json.
 
 Differences from the paper:
-  1. 2 layers of 32.
+  1. 2 layers of 32; forget gates start with a bias of 1.
   2. Adam with a cosine schedule from 2e-3, gradients clipped at norm 1, batches of 16,
      3 epochs; the paper has RMSProp.
 """
