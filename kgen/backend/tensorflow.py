@@ -129,8 +129,11 @@ def scan(fn, state, xs):
     def taken(t):
         return tf.nest.pack_sequence_as(xs, [x.read(t) for x in reads])
 
-    traced = tf.function(fn, autograph=False).get_concrete_function(state, taken(0))
-    _, specs = traced.structured_outputs  # what ys will be: a loop wants to know
+    # What ys will be, which a loop wants to know before.
+    given = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), state)
+    row = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), xs)
+    traced = tf.function(fn, autograph=False).get_concrete_function(given, row)
+    _, specs = traced.structured_outputs
     ys = [tf.TensorArray(y.dtype, T) for y in tf.nest.flatten(specs)]
 
     def one_step(t, state, ys):
