@@ -6,7 +6,9 @@
 
 PYTHON   ?= python3
 VENV     ?= .venv
-BACKENDS ?= tensorflow jax torch
+BACKENDS ?= jax tensorflow torch
+# Backends tested at once: a suite keeps about one core busy.
+JOBS     ?= 2
 BIN      := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -22,10 +24,8 @@ demo: $(VENV)/.base
 	$(BIN)/python recipes/vae_digits.py
 
 test: $(VENV)/.dev
-	@for backend in $(BACKENDS); do \
-	  echo "== tests on $$backend"; \
-	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest $(TESTS) || exit 1; \
-	done
+	@printf '%s\n' $(BACKENDS) | xargs -P $(JOBS) -I{} bash -o pipefail -c \
+	  'KERAS_BACKEND={} $(BIN)/python -m pytest $(TESTS) 2>&1 | sed -u "s/^/{}: /"'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

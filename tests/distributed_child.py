@@ -1,7 +1,8 @@
-"""Run by test_distributed: trains a VAE or a GAN of two optimizers on one device, or on
-two, over the same global batches, and writes the weights.
+"""Run by test_distributed: trains a VAE, a GAN of two optimizers, a convolutional or a
+scanned exact model on one device, or on two, over the same global batches, and writes
+the weights.
 
-    python distributed_child.py vae|gan outputs.npz [rank port]
+    python distributed_child.py vae|gan|gated|diagonal outputs.npz [rank port]
 """
 
 import os
@@ -40,7 +41,7 @@ if two and backend == "torch":
 import tiny_gan  # noqa: E402
 from keras import ops  # noqa: E402
 
-from kgen.models import VAE  # noqa: E402
+from kgen.models import VAE, DiagonalBiLSTM, GatedPixelCNN  # noqa: E402
 
 keras.utils.set_random_seed(0)
 x = load_digits().images[:128].astype("uint8")[..., None]
@@ -52,6 +53,12 @@ if kind == "vae":
         x, labels, model._noise(x), training
     )
     model.compile(keras.optimizers.Adam(1e-2))
+elif kind == "gated":
+    model = GatedPixelCNN((8, 8, 1), 17, filters=8, num_blocks=1)
+    model.compile(keras.optimizers.SGD(2e-4))
+elif kind == "diagonal":
+    model = DiagonalBiLSTM((8, 8, 1), 17, units=4, num_layers=1)
+    model.compile(keras.optimizers.SGD(2e-4))
 else:
     model = tiny_gan.compiled(keras.optimizers.Adam(1e-2), penalty=0.1)
     # no noise, no batch statistics: each is a function of the local batch

@@ -31,7 +31,7 @@ def finish(*children):
         assert child.returncode == 0, errors[-3000:]
 
 
-@pytest.mark.parametrize("kind", ["vae", "gan"])
+@pytest.mark.parametrize("kind", ["vae", "gan", "gated", "diagonal"])
 def test_two_devices_end_where_one_does(kind, tmp_path):
     one, two = tmp_path / "one.npz", tmp_path / "two.npz"
     finish(start(kind, one))

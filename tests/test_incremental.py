@@ -1,5 +1,6 @@
 """Samplers that keep what they computed: the same network, the same images."""
 
+import keras
 import numpy as np
 import pytest
 from exact import numpy, randomized
@@ -79,6 +80,17 @@ def test_incremental_logits_are_the_parallel_ones(name, grid, rng):
     assert np.abs(parallel).max() > 0.1
     out = incremental_logits(model, x, labels)
     np.testing.assert_allclose(out, parallel, atol=1e-4)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("name", MAIN)
+def test_half_precision_policies_draw(name, policy, rng):
+    keras.config.set_dtype_policy(policy)
+    model = case(name, (3, 4, 3), 3)
+    x, labels = rng.integers(0, 3, (4, 3, 4, 3)), np.arange(4) % 2
+    drawn = model.complete(x, 1, seed=3, labels=labels)
+    np.testing.assert_array_equal(drawn[:, :1], x[:, :1])
+    assert len(np.unique(drawn[:, 1:])) == 3
 
 
 @pytest.mark.parametrize("name", MAIN)

@@ -164,7 +164,8 @@ def _convolution(x, kernel, pads):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _for_cpu(x, kernel, pads):
     """With the kernel's gradient as a product of matrices for each tap: XLA's own, a
-    convolution with a kernel as large as the map, takes several times as long."""
+    convolution with a kernel as large as the map, takes several times as long. There is
+    no forward mode (jax.jvp) through it."""
     return _convolution(x, kernel, pads)
 
 

@@ -129,7 +129,7 @@ def scan(fn, state, xs):
     def taken(t):
         return tf.nest.pack_sequence_as(xs, [x.read(t) for x in reads])
 
-    # What ys will be, which a loop wants to know before.
+    # What ys will be, which a loop wants to know, at the price of a second trace.
     given = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), state)
     row = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), xs)
     traced = tf.function(fn, autograph=False).get_concrete_function(given, row)

@@ -70,7 +70,8 @@ def convolution(x, kernel, pads, bias=None):
     """x (B, H, W, F) with pads ((top, bottom), (left, right)) of zeros, negative ones
     cropping, times kernel (rows, columns, F, filters), plus bias (filters,)."""
     functional = torch.nn.functional
-    x = functional.pad(x, (0, 0, *pads[1], *pads[0]))
+    if any(map(any, pads)):  # it would copy
+        x = functional.pad(x, (0, 0, *pads[1], *pads[0]))
     y = functional.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), bias)
     return y.permute(0, 2, 3, 1)
 

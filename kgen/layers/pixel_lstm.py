@@ -114,13 +114,18 @@ class _Scan(layers.Layer):
 
 
 class _IncrementalRow:
-    """A Row LSTM layer for the sampler: see kgen/models/incremental.py."""
+    """A Row LSTM layer for the sampler (kgen/models/incremental.py).
+
+    `above(state)` is what the state of the row above gives to each pixel, `pixel(left,
+    above_j, x)` the layer at one: its h, what its right neighbour needs, and what
+    `end_row(state, kept)` makes the next row's state of.
+    """
 
     def __init__(self, layer, of_label=None):
         self.units, self.dtype = layer.units, layer.compute_dtype
         self.from_input = layer.from_input.effective_kernel()[0]  # (2, F, 4h)
-        self.from_state = ops.convert_to_tensor(layer.from_state[0])  # (3h, 4h)
-        bias = ops.reshape(layer.from_input.bias, (1, 1, -1))
+        self.from_state = ops.cast(layer.from_state[0], self.dtype)  # (3h, 4h)
+        bias = layer.from_input.effective_bias()[None, None]
         self.bias = bias if of_label is None else bias + of_label[:, None]
 
     def no_rows(self, B, W):
@@ -155,12 +160,13 @@ class _IncrementalDiagonal:
         h = self.units = layer.units
         self.dtype = layer.compute_dtype
         kernel = layer.from_input.effective_kernel()[0, 0]  # (F, 8h)
-        bias = ops.reshape(layer.from_input.bias, (1, 1, -1))
+        bias = layer.from_input.effective_bias()[None, None]
         bias = bias if of_label is None else bias + of_label[:, None]  # (B or 1, 1, 8h)
         self.from_input = kernel[:, : 4 * h], kernel[:, 4 * h :]
         self.bias = bias[..., : 4 * h], bias[..., 4 * h :]
-        self.above_k = [k[:h] for k in layer.from_state]  # (h, 4h) each
-        self.before_k = [k[h:] for k in layer.from_state]
+        from_state = [ops.cast(k, self.dtype) for k in layer.from_state]
+        self.above_k = [k[:h] for k in from_state]  # (h, 4h) each
+        self.before_k = [k[h:] for k in from_state]
 
     def no_rows(self, B, W):
         """h of the row above, of the state that goes right and that goes left."""

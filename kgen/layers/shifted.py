@@ -103,12 +103,16 @@ class ShiftedConv2D(keras.layers.Layer):
 
     def effective_kernel(self):
         """The kernel after the mask: (rows, columns, inputs, filters)."""
+        kernel = ops.cast(self.kernel, self.compute_dtype)  # also outside of `call`
         if self._zeros is None:
-            return ops.convert_to_tensor(self.kernel)
-        return self.kernel * ops.convert_to_tensor(self._zeros, self.compute_dtype)
+            return kernel
+        return kernel * ops.convert_to_tensor(self._zeros, self.compute_dtype)
+
+    def effective_bias(self):
+        return ops.cast(self.bias, self.compute_dtype)  # (filters,)
 
     def call(self, x):
-        bias = ops.convert_to_tensor(self.bias) if self.use_bias else None
+        bias = self.effective_bias() if self.use_bias else None
         kernel = self.effective_kernel()
         return convolved(x, kernel, self.rows, self.columns, bias)
 

@@ -48,14 +48,24 @@ class GatedBlock(layers.Layer):
         filters: F.
         kernel_size: k, odd.
         channels: C of the image.
+        num_classes: K, or None.
         first: whether v and h are the image itself: mask A, no residual, and the
             vertical window ends above the pixel's row.
     """
 
-    def __init__(self, filters, kernel_size, channels=1, first=False, **kwargs):
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        channels=1,
+        first=False,
+        num_classes=None,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.filters, self.kernel_size = filters, kernel_size
         self.channels, self.first = channels, first
+        self.num_classes = num_classes
         r = kernel_size // 2
         masked = {"channels": channels, "dtype": self.dtype_policy}
         dtype = {"dtype": self.dtype_policy}
@@ -78,15 +88,17 @@ class GatedBlock(layers.Layer):
         self.out = ShiftedConv2D(
             filters, (0, 0), (0, 0), mask="B", name="out", **masked
         )
-        self.label = layers.Dense(4 * filters, use_bias=False, name="label", **dtype)
+        if num_classes:
+            of_label = {"use_bias": False, "name": "label"}
+            self.label = layers.Dense(4 * filters, **of_label, **dtype)
 
     def build(self, v_shape, h_shape, label_shape=None):
         self.vertical.build(v_shape)
         self.horizontal.build(h_shape)
         self.link.build((*v_shape[:-1], 2 * self.filters))
         self.out.build((*v_shape[:-1], self.filters))
-        if label_shape is not None:
-            self.label.build(label_shape)
+        if self.num_classes:
+            self.label.build((None, self.num_classes))
         self.built = True
 
     def call(self, v, h, label=None):
@@ -104,6 +116,7 @@ class GatedBlock(layers.Layer):
             "kernel_size": self.kernel_size,
             "channels": self.channels,
             "first": self.first,
+            "num_classes": self.num_classes,
         }
 
 
@@ -121,12 +134,12 @@ class _IncrementalBlock:
         self.first, self.dtype = block.first, block.compute_dtype
         self.rows, self.columns = block.vertical.rows, block.vertical.columns
         self.inputs = block.vertical.kernel.shape[2]
-        tensor = ops.convert_to_tensor
-        self.vertical = block.vertical.effective_kernel(), tensor(block.vertical.bias)
+        vertical = block.vertical
+        self.vertical = vertical.effective_kernel(), vertical.effective_bias()
         self.horizontal = block.horizontal.effective_kernel()[0]
         self.link = block.link.effective_kernel()
         self.out = Pointwise(block.out)
-        self.bias_h, self.label_v = tensor(block.horizontal.bias), 0.0
+        self.bias_h, self.label_v = block.horizontal.effective_bias(), 0.0
         if label is not None:
             of_v, of_h = ops.split(block.label(label)[:, None, None], 2, axis=-1)
             self.label_v, self.bias_h = of_v, self.bias_h + of_h
@@ -200,13 +213,12 @@ class GatedPixelCNN(Autoregressive):
         self.head_filters = head_filters
         sizes = [first_kernel_size] + [kernel_size] * num_blocks
         self.blocks = [
-            GatedBlock(filters, k, C, first=not i, dtype=self.dtype_policy)
+            GatedBlock(filters, k, C, not i, num_classes, dtype=self.dtype_policy)
             for i, k in enumerate(sizes)
         ]
         shape = (None, H, W, C)
-        label_shape = None if num_classes is None else (None, num_classes)
         for block in self.blocks:
-            block.build(shape, shape, label_shape)
+            block.build(shape, shape)
             shape = (None, H, W, filters)
         self.head = [
             ShiftedConv2D(

@@ -8,11 +8,12 @@ A family gives its network as an object with the methods below, over its own cac
 right of the image, of zeros, it goes on to:
 
     rows = start_rows(B)                  of the rows above; at first there are none
-    rows, above = begin_row(rows)         above: per pixel, (B, W, ...)
+    rows, above = begin_row(rows)         above: per pixel, (W, B, ...)
     left = start_left(rows)               of the pixels to the left; at first none
     left, params, kept = pixel(left, above_j, window)
                                           params (B, P); kept: per pixel, (B, ...)
-    rows = end_row(rows, x, kept)         with the row as drawn, and all its `kept`
+    rows = end_row(rows, x, kept)         with the row as drawn (B, W, C), and all its
+                                          `kept` (W, B, ...)
 
 `window` (B, r + 1, C) holds the scaled values of the pixel's r left neighbours and its
 own, of which the network sees the earlier channels.
@@ -64,6 +65,7 @@ def _drawn(model, network, rows, x_row, u_row, known):
             drawn = model.likelihood.draw(params[:, None, None], u_j[:, None, None])
             turn = ops.logical_and(ops.equal(channels, c), unknown)  # (1 or B, C)
             x_j = ops.where(turn, ops.cast(drawn[:, 0, 0], "int32"), x_j)
+        # `after` and `kept` have not seen the last channel, which mask A hides anyway.
         return (after, pushed(window, here * model.scale(x_j)[:, None])), (x_j, kept)
 
     def padded(x, value=0):
@@ -105,7 +107,7 @@ class Causal:
         self.columns, self.dtype = layer.columns, layer.compute_dtype
         self.kernel = kernel[:-1]
         self.own = kernel[-1][: self.reach + 1]  # of the row itself: (r + 1, F, G)
-        bias = ops.reshape(layer.bias, (1, 1, -1))
+        bias = layer.effective_bias()[None, None]
         self.bias = bias if more is None else bias + more[:, None]  # (1 or B, 1, G)
 
     def no_rows(self, B, W):
@@ -135,7 +137,7 @@ class Pointwise:
 
     def __init__(self, layer):
         self.kernel = layer.effective_kernel()[0, 0]
-        self.bias = ops.convert_to_tensor(layer.bias)
+        self.bias = layer.effective_bias()
 
     def __call__(self, x):
         return x @ self.kernel + self.bias

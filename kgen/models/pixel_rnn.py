@@ -10,8 +10,8 @@ Networks of two-dimensional LSTMs, whose state carries earlier pixels of any dis
           --ReLU 1x1--> head_filters --ReLU 1x1--> likelihood's parameters  (mask B)
 
 The layers are in kgen/layers/pixel_lstm.py. Row LSTM sees a triangle above the pixel,
-which each layer widens; the two directions of Diagonal BiLSTM together see every
-earlier pixel.
+which each layer widens by a pixel on the left; the two directions of Diagonal BiLSTM
+together see every earlier pixel.
 
 Shapes: B batch, (H, W, C) image, h units, K classes, P likelihood parameters a pixel.
 
