@@ -7,7 +7,14 @@ from exact import numpy, randomized
 from keras import ops
 
 from kgen import backend, random
-from kgen.models import FVBN, DiagonalBiLSTM, GatedPixelCNN, PixelCNN, RowLSTM
+from kgen.models import (
+    FVBN,
+    DiagonalBiLSTM,
+    GatedPixelCNN,
+    PixelCNN,
+    PixelCNNPlusPlus,
+    RowLSTM,
+)
 from kgen.models.autoregressive import Autoregressive
 
 CASES = {
@@ -35,6 +42,8 @@ SHAPES = [
 ]
 
 
+PP = {"filters": 4, "num_blocks": 1, "likelihood": "categorical"}
+CASES |= {f"pp-{r}": (PixelCNNPlusPlus, PP | {"num_resolutions": r}) for r in (1, 2, 3)}
 MAIN = ("fvbn", "gated", "pixel-cnn", "row-lstm", "diagonal")
 # every network on every kind of shape, its variants on one
 WHERE = [(n, s) for n in CASES for s in (SHAPES if n in MAIN else SHAPES[1:2])]

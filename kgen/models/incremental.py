@@ -24,6 +24,7 @@ Shapes: B batch, (H, W, C) image, P likelihood parameters a pixel.
 from keras import ops
 
 from kgen import backend
+from kgen.layers.weight_norm import concat_elu
 
 
 def filled(model, network, x, u, known_rows):
@@ -58,12 +59,15 @@ def _drawn(model, network, rows, x_row, u_row, known):
         left, window = state
         above_j, x_j, u_j, here = given  # (B, ...), (B, C) twice, ()
         x_j = ops.where(known, x_j, 0)
-        for c in range(C):  # of which each sees those before it
+        # Either each channel sees those before it, or the likelihood couples them.
+        for c in range(C if model.channels_in_turn else 1):
             own = here * model.scale(x_j)  # (B, C)
             near = ops.concatenate([window, own[:, None]], axis=1)  # (B, r + 1, C)
             after, params, kept = network.pixel(left, above_j, near)
             drawn = model.likelihood.draw(params[:, None, None], u_j[:, None, None])
-            turn = ops.logical_and(ops.equal(channels, c), unknown)  # (1 or B, C)
+            turn = unknown  # (1 or B, C or 1)
+            if model.channels_in_turn:
+                turn = ops.logical_and(ops.equal(channels, c), unknown)
             x_j = ops.where(turn, ops.cast(drawn[:, 0, 0], "int32"), x_j)
         # `after` and `kept` have not seen the last channel, which mask A hides anyway.
         return (after, pushed(window, here * model.scale(x_j)[:, None])), (x_j, kept)
@@ -141,3 +145,73 @@ class Pointwise:
 
     def __call__(self, x):
         return x @ self.kernel + self.bias
+
+
+def _gated_sum(x, h):
+    a, b = ops.split(h, 2, axis=-1)
+    return x + a * ops.sigmoid(b)
+
+
+class CausalWeightNorm:
+    """A weight-normalised convolution with a window of two rows, the pixel's and that
+    above, whose last column is the pixel's, or of one tap."""
+
+    def __init__(self, layer):
+        dtype = layer.compute_dtype
+        self.kernel = ops.cast(layer.effective_kernel(), dtype)
+        self.b = ops.cast(layer.b, dtype)
+
+    def row(self, above, row):
+        """For a whole row, of windows with a column to the right: (B, 1, w, F)."""
+        window = ops.concatenate([above, row], axis=1)  # (B, 2, w, F)
+        return backend.convolution(window, self.kernel, ((0, 0), (1, 1)), self.b)
+
+    def above(self, row):
+        """What the row above (B, w, F) gives to each pixel: (B, w, G)."""
+        pads = ((0, 0), (1, 0))
+        return backend.convolution(row[:, None], self.kernel[:1], pads, self.b)[:, 0]
+
+    def pixel(self, left, x, above):
+        return left @ self.kernel[1, 0] + x @ self.kernel[1, 1] + above  # (B, G)
+
+    def point(self, x):
+        """Of one tap: of pixels (B, F), or of a row (B, 1, w, F)."""
+        if len(x.shape) == 2:
+            return x @ self.kernel[0, 0] + self.b
+        return backend.convolution(x, self.kernel, ((0, 0), (0, 0)), self.b)
+
+
+class CausalResnet:
+    """A GatedResnet, of u by rows or of ul by pixels."""
+
+    def __init__(self, block, label):
+        self.conv = CausalWeightNorm(block.conv)
+        self.gates = CausalWeightNorm(block.gates)
+        self.link = CausalWeightNorm(block.link) if block.link is not None else None
+        of_label = 0.0 if label is None else block.label(label)
+        self.label = of_label + ops.zeros((1, 1), block.compute_dtype)  # (B, 2F) or 0
+
+    def row(self, u, cache, aux=None):
+        """u (B, 1, w, F) -> the same, and the cache of the row."""
+        c = concat_elu(u)
+        h = self.conv.row(cache[0], c)  # (B, 1, w, F)
+        if aux is not None:
+            h = h + self.link.point(concat_elu(aux))
+        c_h = concat_elu(h)
+        gates = self.gates.row(cache[1], c_h) + self.label[:, None, None]
+        return _gated_sum(u, gates), [c, c_h]
+
+    def above(self, cache):
+        """Of ul, from the inputs and the inner features of the row above."""
+        x, h = cache  # (B, w, F) each
+        return [self.conv.above(concat_elu(x)), self.gates.above(concat_elu(h))]
+
+    def pixel(self, x, left, above, aux=None):
+        """x (B, F) -> the same, what the right neighbour and the next row need."""
+        c = concat_elu(x)
+        h = self.conv.pixel(left[0], c, above[0])  # (B, F)
+        if aux is not None:
+            h = h + self.link.point(concat_elu(aux))
+        c_h = concat_elu(h)
+        gates = self.gates.pixel(left[1], c_h, above[1]) + self.label  # (B, 2F)
+        return _gated_sum(x, gates), [c, c_h], [x, h]

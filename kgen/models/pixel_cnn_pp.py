@@ -16,9 +16,8 @@ blocks; in the paper three of five):
                            | halve                 ^ double
     H/4 x W/4          N blocks -----------> N blocks
 
-All parameters of a pixel follow from earlier pixels; its channels are coupled by the
-likelihood (eq. 3 of the paper). Convolutions are weight-normalised; the first batch
-sets their scales and biases.
+All parameters of a pixel follow from earlier pixels; the likelihood couples channels
+(eq. 3). Convolutions are weight-normalised; the first batch sets scales and biases.
 
 Halved maps carry even rows to the rows after them: of an odd row itself, and partly of
 the one above, the network sees 4 N + 2 columns only (R = 1: 4 N + 1 on all rows).
@@ -42,6 +41,8 @@ from kgen.checks import check_data, positive, sizes
 from kgen.layers import GatedResnet, WeightNormConv2D
 from kgen.likelihoods import LogisticMixture
 from kgen.models.autoregressive import Autoregressive
+from kgen.models.incremental import filled
+from kgen.models.pixel_cnn_pp_incremental import Incremental
 
 # First and last offsets of the windows (rows, columns) of both streams
 ABOVE = {"rows": (-1, 0), "columns": (-1, 1)}
@@ -66,10 +67,9 @@ class PixelCNNPlusPlus(Autoregressive):
             least 2 on its longer side.
         num_mixtures: components of a "logistic_mixture".
         dropout: rate inside the blocks, when training.
-        likelihood: see Autoregressive; by default Bernoulli for images of two levels
-            and one channel, a mixture of logistics for others. Only the mixture
-            couples the channels of a pixel; under others they are independent, given
-            earlier pixels.
+        likelihood: see Autoregressive; by default Bernoulli for two levels and one
+            channel, else a mixture of logistics. Only the mixture couples the channels
+            of a pixel; under others they are independent, given earlier pixels.
 
     Example, with the paper's average of weights for all that is not a training step
     (BackupAndRestore, if used, must come before SwapEMAWeights):
@@ -198,6 +198,11 @@ class PixelCNNPlusPlus(Autoregressive):
                 u = of_u(u, short_u, **how)
                 ul = of_ul(ul, ops.concatenate([u, short_ul], axis=-1), **how)
         return self.head(ops.elu(ul), collect=collect)  # (B, H, W, P)
+
+    def fill(self, x, u, known_rows, labels=None):
+        """As `Autoregressive.fill`, from caches: see kgen/models/incremental.py."""
+        label = None if labels is None else self.one_hot(labels)  # (B, K)
+        return filled(self, Incremental(self, label), x, u, known_rows)
 
     # Initialisation
 

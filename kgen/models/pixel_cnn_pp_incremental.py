@@ -1,0 +1,265 @@
+"""PixelCNN++ for the sampler: see kgen/models/incremental.py.
+
+The stream u, of the rows above, is made for a row at once; ul goes from pixel to pixel.
+At resolution r a feature belongs to 2^r x 2^r pixels, and is due at the first of them.
+So that each pixel is the same step of one loop, all resolutions are computed at every
+pixel and every row, and kept where they are due: 2^r divides the column (row).
+
+Shapes: B batch, (H, W, C) image, F filters, w = ceil(W / 2^r) at resolution r.
+"""
+
+from keras import ops
+
+from kgen import backend
+from kgen.layers.weight_norm import doubled
+from kgen.models.incremental import CausalResnet, CausalWeightNorm, by_pixel
+
+
+def kept_where(due, new, old):
+    """Nests of tensors, the new where it is due."""
+    if isinstance(new, (list, tuple)):
+        pairs = zip(new, old, strict=True)
+        return type(new)(kept_where(due, a, b) for a, b in pairs)
+    return ops.where(due, new, old)
+
+
+class Incremental:
+    """The network; see kgen/models/incremental.py for what its methods do."""
+
+    extra, reach = 0, 1
+
+    def __init__(self, model, label):
+        self.model, self.scale = model, model.scale
+        self.dtype, self.F = model.compute_dtype, model.filters
+        self.widths = [w for _, w in model.maps]
+        self.first = [CausalWeightNorm(layer) for layer in model.first]
+        self.head = CausalWeightNorm(model.head)
+
+        def resnets(groups, which):
+            return [
+                [CausalResnet(b[which], label) for b in blocks] for blocks in groups
+            ]
+
+        up = model.up[::-1]  # by resolution, as the others
+        self.down_u, self.down_ul = resnets(model.down, 0), resnets(model.down, 1)
+        self.up_u, self.up_ul = resnets(up, 0), resnets(up, 1)
+        self.halve_u = [CausalWeightNorm(u) for u, _ in model.halve]
+        self.halve_ul = [CausalWeightNorm(ul) for _, ul in model.halve]
+        self.double_u = [CausalWeightNorm(u) for u, _ in model.double[::-1]]
+        self.double_ul = [CausalWeightNorm(ul) for _, ul in model.double[::-1]]
+
+    def _due(self, n):
+        """For each resolution, whether 2^r divides n."""
+        return [ops.equal(n % 2**r, 0) for r in range(len(self.widths))]
+
+    def start_rows(self, B):
+        F, dtype, R = self.F, self.dtype, len(self.widths)
+
+        def zeros(*shape):
+            return ops.zeros((B, *shape), dtype)
+
+        def each(blocks, make):
+            return [
+                [make(w) for _ in b] for b, w in zip(blocks, self.widths, strict=True)
+            ]
+
+        def of_u(w):
+            return [zeros(1, w, 2 * F), zeros(1, w, 2 * F)]
+
+        def of_ul(w):
+            return [zeros(w, F), zeros(w, F)]
+
+        C = self.model.image_shape[-1] + 1
+        return {
+            "i": ops.zeros((), "int32"),
+            "image": zeros(2, self.widths[0], C),
+            "down_u": each(self.down_u, of_u),
+            "up_u": each(self.up_u, of_u),
+            "halve_u": [zeros(1, w, F) for w in self.widths[: R - 1]],
+            "double_u": [zeros(2, w, F) for w in self.widths[: R - 1]],
+            "down_ul": each(self.down_ul, of_ul),
+            "up_ul": each(self.up_ul, of_ul),
+            "halve_ul": [zeros(w, F) for w in self.widths[: R - 1]],
+            "low": [zeros(w, F) for w in self.widths[1:]],
+        }
+
+    def begin_row(self, rows):
+        rows, u_down, u_up = self._row_of_u(rows)
+        above, of_left = self.first[1], self.first[2]
+        last = rows["image"][:, 1:]  # (B, 1, W, C + 1)
+        pads = ((0, 0), (1, 1))
+        seen = backend.convolution(last, above.kernel, pads, above.b)[:, 0]
+        seen = seen + of_left.b
+        kernel = of_left.kernel[:1]  # of the row above, one column to the left
+        seen = seen + backend.convolution(last, kernel, ((0, 0), (1, -1)))[:, 0]
+
+        def contexts(blocks, caches):
+            return [
+                [block.above(cache) for block, cache in zip(b, c, strict=True)]
+                for b, c in zip(blocks, caches, strict=True)
+            ]
+
+        halve = zip(self.halve_ul, rows["halve_ul"], strict=True)
+        by_resolution = {
+            "down": contexts(self.down_ul, rows["down_ul"]),
+            "up": contexts(self.up_ul, rows["up_ul"]),
+            "u_down": u_down,
+            "u_up": u_up,
+            "halve": [conv.above(row) for conv, row in halve] + [[]],
+            "low": [[], *rows["low"]],
+        }
+        spread = {k: self._spread(v) for k, v in by_resolution.items()}
+        W = self.widths[0]
+        spread["i"] = rows["i"] + ops.zeros((W,), "int32")
+        spread["first"] = by_pixel(seen)
+        return rows, spread
+
+    def _spread(self, levels):
+        """Rows (B, w, ...) of each resolution, as a scan over pixels takes them."""
+
+        def wide(x, r):
+            if isinstance(x, (list, tuple)):
+                return [wide(part, r) for part in x]
+            return ops.repeat(by_pixel(x), 2**r, axis=0)[: self.widths[0]]
+
+        return [wide(level, r) for r, level in enumerate(levels)]
+
+    def _row_of_u(self, rows):
+        """The stream u of the row: its caches, and by resolution its features after
+        each block on the way down and up, (B, w, F)."""
+        rows, due = dict(rows), self._due(rows["i"])
+        passed, down = self._down_of_u(rows, due)
+        u, R = passed.pop(), len(self.widths)
+        up, caches, double = [None] * R, [None] * R, list(rows["double_u"])
+        for r in reversed(range(R)):
+            if r < R - 1:
+                conv, size = self.double_u[r], (2, self.widths[r])
+                new = doubled(u, conv.kernel, size) + conv.b  # (B, 2, w, F)
+                double[r] = kept_where(due[r + 1], new, double[r])
+                second = ops.equal(rows["i"] // 2**r % 2, 1)
+                u = ops.where(second, double[r][:, 1:], double[r][:, :1])
+            caches[r], up[r] = [], []
+            for block, cache in zip(self.up_u[r], rows["up_u"][r], strict=True):
+                u, new = block.row(u, cache, passed.pop())
+                caches[r].append(kept_where(due[r], new, cache))
+                up[r].append(u[:, 0])
+        rows["up_u"], rows["double_u"] = caches, double
+        return rows, down, up
+
+    def _down_of_u(self, rows, due):
+        """The way down; changes `rows`."""
+        first = self.first[0]
+        u = backend.convolution(rows["image"], first.kernel, ((0, 0), (1, 1)), first.b)
+        passed, down, caches, halve = [], [], [], []
+        for r, blocks in enumerate(self.down_u):
+            if r:
+                conv, before = self.halve_u[r - 1], rows["halve_u"][r - 1]
+                halve.append(kept_where(due[r - 1], u, before))
+                u = conv.row(before, u)[:, :, ::2]  # (B, 1, w, F)
+            passed.append(u)
+            caches.append([])
+            down.append([])
+            for block, cache in zip(blocks, rows["down_u"][r], strict=True):
+                u, new = block.row(u, cache)
+                caches[r].append(kept_where(due[r], new, cache))
+                down[r].append(u[:, 0])
+                passed.append(u)
+        rows["down_u"], rows["halve_u"] = caches, halve
+        return passed, down
+
+    def start_left(self, rows):
+        B = ops.shape(rows["image"])[0]
+
+        def zeros(n):
+            return ops.zeros((B, n), self.dtype)
+
+        def pairs(blocks):
+            return [[[zeros(2 * self.F)] * 2 for _ in b] for b in blocks]
+
+        halve = [zeros(self.F) for _ in self.halve_ul]
+        return {
+            "j": ops.zeros((), "int32"),
+            "down": pairs(self.down_ul),
+            "up": pairs(self.up_ul),
+            "halve": halve,
+            "low": halve,
+        }
+
+    def pixel(self, left, above, window):
+        due, due_row = self._due(left["j"]), self._due(above["i"])
+        after, kept = {"j": left["j"] + 1}, {}
+        passed = self._down(left, above, window, due, after, kept)
+        ul, R = passed.pop(), len(self.widths)
+        after["up"], kept["up"], kept["low"] = [None] * R, [None] * R, [None] * (R - 1)
+        for r in reversed(range(R)):
+            if r < R - 1:  # ul of resolution r + 1 at this pixel: new, or held
+                ul = kept_where(due[r + 1], ul, left["low"][r])
+                ul = ops.where(due_row[r + 1], ul, above["low"][r + 1])
+                kept["low"][r] = ul
+                ul = self._doubled(ul, r, above["i"], left["j"])
+            after["up"][r], kept["up"][r] = [], []
+            for n, block in enumerate(self.up_ul[r]):
+                before = left["up"][r][n]
+                aux = ops.concatenate([above["u_up"][r][n], passed.pop()], axis=-1)
+                ul, new, keep = block.pixel(ul, before, above["up"][r][n], aux)
+                after["up"][r].append(kept_where(due[r], new, before))
+                kept["up"][r].append(keep)
+        after["low"] = kept["low"]
+        return after, self.head.point(ops.elu(ul)), kept
+
+    def _down(self, left, above, window, due, after, kept):
+        """The way down at a pixel: its features after each block (B, F). Fills `after`
+        and `kept`."""
+        after["down"], kept["down"], after["halve"], kept["halve"] = [], [], [], []
+        of_left = ops.where(left["j"] > 0, self._image(window[:, 0]), 0.0)
+        ul = above["first"] + of_left @ self.first[2].kernel[1, 0]  # (B, F)
+        passed = []
+        for r, blocks in enumerate(self.down_ul):
+            if r:
+                before = left["halve"][r - 1]
+                after["halve"].append(kept_where(due[r - 1], ul, before))
+                kept["halve"].append(ul)
+                ul = self.halve_ul[r - 1].pixel(before, ul, above["halve"][r - 1])
+            passed.append(ul)
+            after["down"].append([])
+            kept["down"].append([])
+            for n, block in enumerate(blocks):
+                before, aux = left["down"][r][n], above["u_down"][r][n]
+                ul, new, keep = block.pixel(ul, before, above["down"][r][n], aux)
+                after["down"][r].append(kept_where(due[r], new, before))
+                kept["down"][r].append(keep)
+                passed.append(ul)
+        return passed
+
+    def _doubled(self, ul, r, i, j):
+        """From resolution r + 1 to r, at this pixel."""
+        conv = self.double_ul[r]
+        kernel = ops.reshape(conv.kernel, (4, self.F, self.F))
+        which = i // 2**r % 2 * 2 + j // 2**r % 2
+        return ul @ ops.take(kernel, which, axis=0) + conv.b
+
+    def _image(self, x):
+        """As the network takes images: in -1..1, and ones."""
+        x = 2.0 * x - 1.0
+        return ops.concatenate([x, ops.ones_like(x[..., :1])], axis=-1)
+
+    def end_row(self, rows, x, kept):
+        rows, due = dict(rows), self._due(rows["i"])
+
+        def caches(new, old, r):
+            if isinstance(new, (list, tuple)):
+                return [caches(a, b, r) for a, b in zip(new, old, strict=True)]
+            return ops.where(due[r], by_pixel(new[:: 2**r]), old)
+
+        for key, name, first in (
+            ("down", "down_ul", 0),
+            ("up", "up_ul", 0),
+            ("halve", "halve_ul", 0),
+            ("low", "low", 1),
+        ):
+            levels = zip(kept[key], rows[name], strict=True)
+            rows[name] = [caches(a, b, r) for r, (a, b) in enumerate(levels, first)]
+        row = self._image(self.scale(x))[:, None]
+        rows["image"] = ops.concatenate([rows["image"][:, 1:], row], axis=1)
+        rows["i"] = rows["i"] + 1
+        return rows
