@@ -6,7 +6,7 @@ The way the data goes, a file per arrow:
       --data-->                integer images 0..levels-1, (B, H, W, C)
       --models, likelihoods--> log-probabilities, bounds, draws; in nats
       --backend, optimizers--> trained weights, by one `train_step` on three backends
-      --metrics, callbacks-->  nats, bits per dimension, pictures
+      --metrics, callbacks-->  nats, bits per dimension, distances, pictures
       --files, presets-->      weights and configurations that can be loaded again
       --export-->              a SavedModel that TensorFlow Serving serves
 

@@ -113,7 +113,7 @@ def describe(args, model, splits):
     print(f"results     {args.out}", flush=True)
 
 
-def _prepare(out, resume):
+def prepare(out, resume):
     """The folder of the results: made, and without an earlier run's state."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def fit(args, model, splits, *, every, samples=64, averaged=False):
 
     out = Path(args.out)
     best = out / "best.weights.h5"
-    _prepare(out, args.resume)
+    prepare(out, args.resume)
     describe(args, model, splits)
     reconstructions = []
     if hasattr(model, "reconstruct"):
@@ -233,7 +233,7 @@ def finish(
     results["drawing_seconds"] = round(time.time() - start, 1)
     model.save(out / "model.keras")
     exported = model.export(kgen.export.next_version(Path("saved_models") / args.name))
-    _write_results(out / "metrics.json", args, model, splits, results)
+    write_results(out / "metrics.json", args, model, splits, results)
     for key, value in results.items():
         print(
             f"{key:32}{value:.4f}" if isinstance(value, float) else f"{key:32}{value}"
@@ -260,7 +260,7 @@ def draw(out, model, splits, samples):
     return made
 
 
-def _write_results(path, args, model, splits, results):
+def write_results(path, args, model, splits, results):
     import keras
 
     import kgen
