@@ -1,4 +1,4 @@
-"""Pictures and progress while `fit` runs, the same on every backend."""
+"""Pictures, distances and progress while `fit` runs, the same on every backend."""
 
 import datetime
 import time
@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from kgen import files
+from kgen.checks import positive
 
 
 def image_grid(images, levels, columns=None, separator=1):
@@ -183,6 +184,53 @@ class Progress(keras.callbacks.Callback):
         left = datetime.timedelta(seconds=round(took * (total - done)))
         print(
             f"epoch {done}/{total}  {values}  {took:.2g} s/epoch, {left} left",
+            flush=True,
+        )
+
+
+class SampleDistances(keras.callbacks.Callback):
+    """Measures samples after an epoch: `distances(samples)` goes into the logs.
+
+    So History, CSVLogger, ModelCheckpoint and all else in `callbacks` after this one
+    have it. The names are in every epoch's logs, NaN where nothing was measured; the
+    first epoch of a `fit` is always measured, for Keras never finds better than NaN.
+
+    Args:
+        distances: `kgen.metrics.Distances`, for images as the model draws.
+        n: how many samples, 6 or more.
+        every: measure after every so many epochs, and the first.
+        seed: of the draw, the same each time.
+        labels: for conditional models; by default the classes in turn.
+        verbose: whether to print a line: values, in brackets those of the data itself.
+    """
+
+    def __init__(self, distances, n=1000, every=1, seed=0, labels=None, verbose=1):
+        super().__init__()
+        positive(n=n, every=every)
+        self.distances, self.n, self.every = distances, n, every
+        self.seed, self.labels, self.verbose = seed, labels, verbose
+
+    def on_train_begin(self, logs=None):
+        self._first = True
+        self.distances.check_model(self.model)
+        self.distances.floor(self.n)  # what is wrong is told before the first epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        values = dict.fromkeys(self.distances.names, float("nan"))
+        if self._first or (epoch + 1) % self.every == 0:
+            self._first = False
+            images = self.model.sample(self.n, self.seed, self.labels, verbose=0)
+            values = self.distances(images)
+            if self.verbose:
+                self._print(values)
+        if logs is not None:
+            logs.update(values)
+
+    def _print(self, values):
+        pairs = {k: values[f"{k}_floor"] for k in values if f"{k}_floor" in values}
+        print(
+            "distances: "
+            + ", ".join(f"{k} {values[k]:.4g} ({own:.4g})" for k, own in pairs.items()),
             flush=True,
         )
 

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -93,6 +94,19 @@ def test_smoke_run_reaches_the_saved_model(recipe, tmp_path):
         levels = 17 if "fashion" in recipe else levels
         assert 0 < results[number] < 1.5 * dims * np.log(levels)
     assert results["test_bits_per_dim"] > 0
+
+
+def test_the_feature_recipe_reaches_its_model_and_floors(tmp_path):
+    done = run("mnist_features.py", "--smoke", "--data", "digits", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "runs" / "mnist_features_smoke"
+    assert str(Path("runs", out.name, "mnist_features.keras")) in done.stdout
+    features = keras.saving.load_model(out / "mnist_features.keras")
+    assert features.output_shape == (None, 64)
+    results = json.loads((out / "metrics.json").read_text())["results"]
+    for kind in ("grey", "binary"):
+        assert 0 <= results[f"{kind}_test_accuracy"] <= 1
+        assert results[f"{kind}_100_mnist_frechet_distance_floor"] > 0
 
 
 def test_a_killed_run_resumes_to_the_same_end(tmp_path):
