@@ -182,10 +182,14 @@ def test_neighbours_of_known_sets(rng):
     assert coverage == 1 and 1 <= density <= 2
     assert precision_recall(x, x + 100) == (0, 0)
     assert density_coverage(x, x + 100) == (0, 0)
-    # copies of one image: balls of radius 0 hold just the copies, also far from 0
-    copies = np.full((8, 4), 1 / 3) + 1e3
-    assert precision_recall(copies, copies[:6]) == (1, 1)
-    assert precision_recall(copies, copies[:6] + 1e-2) == (0, 0)
+    # copies of ten images: balls of radius 0 hold just the copies
+    copies = np.repeat(rng.normal(size=(10, 64)), 6, axis=0)
+    same = np.kron(np.eye(10), np.ones((6, 6)))
+    zero = distances._squared_distances(copies, copies) == 0  # exactly
+    np.testing.assert_array_equal(zero, same)
+    assert precision_recall(copies, copies[::-1]) == (1, 1)
+    assert precision_recall(copies, copies + 1e-4) == (0, 0)
+    assert density_coverage(copies, copies[:6], 3) == (2, 0.1)  # in 6 balls, over k
 
 
 def test_a_dropped_mode_shows_in_recall_and_coverage(rng):
