@@ -120,6 +120,16 @@ def odd(least=1, **kernel_sizes):
             )
 
 
+def check_temperature(value):
+    """A positive finite number as float32; a ValueError otherwise."""
+    if not np.isscalar(value) or not 0.0 < float(value) < np.inf:
+        raise ValueError(
+            f"temperature must be a positive number, 1 for the model's own "
+            f"distribution; got {value!r}."
+        )
+    return np.float32(value)
+
+
 def portable(config):
     """A serialised configuration without names that only PyTorch's Keras knows: there
     an Adam is saved as a private subclass, which other backends load and cannot use."""

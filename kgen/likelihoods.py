@@ -5,17 +5,18 @@ Each likelihood turns a network's output map into log-probabilities and draws:
     params_per_pixel(channels)   P, how many numbers it takes for each pixel
     log_prob(params, x)          sum over the event (H, W, C): (B,) nats
     log_prob_map(params, x)      sum over the channels alone: (B, H, W) nats
-    draw(params, u)              int32 by inverse CDF of given uniforms u (B, H, W, C)
+    draw(params, u, temperature=1.0)    int32 by inverse CDF of given uniforms u
     mean(params)                 expected image in 0..levels-1 (2 levels: P(x = 1))
 
 Shapes: B batch, H, W, C image, K mixture components; params are (B, H, W, P), x and u
 are (B, H, W, C); more axes in front broadcast. Channel c owns the contiguous P / C
-parameters from c P / C on, but for the mixture, whose channels share the weights. Sums
-are taken in float32, whatever the policy: half precision cannot add up 784 terms.
+parameters from c P / C on, but for the mixture, whose channels share the weights. A
+temperature T divides logits, and multiplies the scales of logistics. Sums are taken in
+float32, whatever the policy: half precision cannot add up 784 terms.
 Values and gradients are finite for parameters of +-1e4.
 
-The Gaussians at the end are densities of continuous values, that is of latents. They
-are no likelihood of images: these are integers, and have probabilities.
+The Gaussians at the end are densities of latents, which are continuous. They are no
+likelihood of images, whose integers have probabilities.
 
     T. Salimans, A. Karpathy, X. Chen, D. P. Kingma. PixelCNN++. ICLR 2017,
         arXiv:1701.05517
@@ -68,8 +69,8 @@ class Bernoulli(_Likelihood):
         terms = ops.cast(x, "float32") * logits - ops.softplus(logits)
         return ops.sum(terms, axis=-1)  # (B, H, W)
 
-    def draw(self, params, u):
-        logits = ops.cast(params, "float32")
+    def draw(self, params, u, temperature=1.0):
+        logits = ops.cast(params, "float32") / temperature
         return ops.cast(u < ops.sigmoid(logits), "int32")  # (B, H, W, C)
 
     def mean(self, params):
@@ -100,7 +101,8 @@ class Categorical(_Likelihood):
         terms = ops.take_along_axis(log_probs, index[..., None], axis=-1)
         return ops.sum(terms, axis=(-2, -1))  # (B, H, W)
 
-    def draw(self, params, u):
+    def draw(self, params, u, temperature=1.0):
+        params = ops.cast(params, "float32") / temperature
         cdf = ops.cumsum(ops.exp(self._log_probs(params)), axis=-1)
         # Rounding may leave the last edge below 1, and u above it: a level of no
         # probability would be drawn.
@@ -134,9 +136,9 @@ class DiscretizedLogistic(_Likelihood):
         terms = _log_bin_mass(ops.cast(x, "float32"), center, width, self.levels)
         return ops.sum(terms, axis=-1)  # (B, H, W)
 
-    def draw(self, params, u):
+    def draw(self, params, u, temperature=1.0):
         center, width = self._logistic(params)
-        value = center + (ops.log(u) - ops.log1p(-u)) / width
+        value = center + temperature * (ops.log(u) - ops.log1p(-u)) / width
         level = ops.floor(value + 0.5)
         return ops.cast(ops.clip(level, 0, self.levels - 1), "int32")  # (B, H, W, C)
 
@@ -203,13 +205,14 @@ class LogisticMixture(_Likelihood):
             joint = joint + _log_bin_mass(level, *logistics, self.levels)
         return ops.logsumexp(joint, axis=-1)  # (B, H, W)
 
-    def draw(self, params, u):
+    def draw(self, params, u, temperature=1.0):
         """By the inverse CDF of x_c given the earlier channels, in turn: a mixture of
         the components' CDFs with their posterior weights. One uniform a channel."""
-        joint = ops.log_softmax(self._run(params, 0), axis=-1)  # (B, H, W, K)
+        joint = ops.log_softmax(self._run(params, 0) / temperature, axis=-1)  # (.., K)
         drawn = []
         for c in range(self._channels(params)):
-            logistics = self._logistics(params, drawn)
+            center, width = self._logistics(params, drawn)
+            logistics = center, width / temperature
             drawn.append(self._inverse_cdf(u[..., c : c + 1], joint, *logistics))
             joint = joint + _log_bin_mass(drawn[-1], *logistics, self.levels)
         return ops.cast(ops.concatenate(drawn, axis=-1), "int32")  # (B, H, W, C)

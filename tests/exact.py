@@ -59,11 +59,11 @@ def every_image(shape, levels):
     return np.array(list(values), "uint8").reshape(-1, *shape)
 
 
-def fixed_point(model, x, u, labels=()):
+def fixed_point(model, x, u, labels=(), temperature=1.0):
     """What would be drawn at each dimension, given that all before it are those of x:
     x itself, if it was drawn from the uniforms u."""
-    drawn = model.likelihood.draw(model.logits(x, *labels), ops.convert_to_tensor(u))
-    return numpy(drawn)
+    params = model.logits(x, *labels)
+    return numpy(model.likelihood.draw(params, ops.convert_to_tensor(u), temperature))
 
 
 def sees(model, images):

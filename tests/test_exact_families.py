@@ -95,6 +95,27 @@ def test_samples_are_what_their_uniforms_say(name, shape, levels):
     assert len(np.unique(x.reshape(16, -1), axis=0)) > 4
 
 
+@pytest.mark.parametrize("name", ONE_PASS)
+@pytest.mark.parametrize("levels", [2, 5])
+def test_a_temperature_is_of_every_conditional(name, levels):
+    model = tiny(name, (3, 4, 1), levels, scale=2.0)
+    u = numpy(model._uniforms(ops.convert_to_tensor(random.image_seeds(5, 32))))
+    drawn = {T: model.sample(32, seed=5, temperature=T) for T in (0.5, 1.0, 2.0)}
+    np.testing.assert_array_equal(drawn[1.0], model.sample(32, seed=5))
+    for T, x in drawn.items():
+        np.testing.assert_array_equal(fixed_point(model, x, u, (), T), x)
+        lower = model.complete(x, 2, seed=5, temperature=T)
+        np.testing.assert_array_equal(lower, x)
+    nll = [-numpy(model.log_prob(x)).mean() for x in drawn.values()]
+    assert nll[0] < nll[1] < nll[2]
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), [1.0]], ids=str)
+def test_wrong_temperatures_are_told(value):
+    with pytest.raises(ValueError, match="temperature must be a positive number"):
+        tiny("fvbn", (2, 2, 1)).sample(1, temperature=value)
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_completions_keep_what_is_known_and_draw_the_rest(name, rng):
     shape = (4, 3, 1)
@@ -134,7 +155,7 @@ def test_completions_have_the_conditional_distribution(name):
         x = np.zeros((n, 2, 2, 1), "int32")
         x[:, 0, :, 0] = top
         rows = np.ones(n, "int32")
-        drawn = numpy(model._complete(x, rows, random.image_seeds(8, n)))
+        drawn = numpy(model._complete_at(1.0, x, rows, random.image_seeds(8, n)))
         same = np.all(images[:, 0, :, 0] == top, axis=-1)
         counts = np.bincount(drawn[:, 1, :, 0] @ [2, 1], minlength=4)
         expected = n * p[same] / p[same].sum()

@@ -15,7 +15,7 @@ from kgen.models import (
     PixelCNNPlusPlus,
     RowLSTM,
 )
-from kgen.models.autoregressive import Autoregressive
+from kgen.models.autoregressive import naively_filled
 
 CASES = {
     "fvbn": (FVBN, {}),
@@ -62,7 +62,7 @@ def incremental_logits(model, x, labels):
     per_channel = model.num_outputs // x.shape[-1]
 
     class Packed:
-        def draw(self, params, u):
+        def draw(self, params, u, temperature):
             first = ops.cast(params[..., ::per_channel], "float32")
             return ops.cast(ops.round(first * 2e4), "int32") * levels + ops.cast(
                 u, "int32"
@@ -112,7 +112,7 @@ def test_images_are_those_of_the_naive_sampler(name, rng):
     known = np.array([0, 1, 2, 3, 4, 0], "int32")
 
     def naive(x, u, known, y):
-        return Autoregressive.fill(model, x, u, known, y)
+        return naively_filled(model, x, u, known, y)
 
     cached, one_by_one = (
         numpy(backend.compiled(model, fill)(x, u, known, labels))

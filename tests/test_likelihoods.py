@@ -324,6 +324,39 @@ def test_draws_are_exact_in_both_tails(kind, rng):
                 assert masses[x + 1 :].sum() < 1.01 * tail <= 1.02 * masses[x:].sum()
 
 
+@pytest.mark.parametrize("T", [0.4, 3.0])
+def test_a_temperature_takes_probabilities_to_its_inverse(T, rng):
+    u = (np.arange(4000) + 0.5) / 4000  # a draw from these has the exact frequencies
+    for kind, levels in ((Bernoulli(), 2), (Categorical(5), 5)):
+        params = rng.normal(size=(1, 1, 1, kind.params_per_pixel(1))) * 2
+        every = np.arange(levels).reshape(-1, 1, 1, 1)
+        params_of = tensor(np.repeat(params, levels, 0))
+        log_p = numpy(kind.log_prob(params_of, tensor(every, "int32")))
+        p = np.exp(log_softmax(log_p.astype("float64") / T))
+        drawn = kind.draw(tensor(params), tensor(u.reshape(-1, 1, 1, 1)), T)
+        counts = np.bincount(numpy(drawn).ravel(), minlength=levels)
+        np.testing.assert_allclose(counts / 4000, p, atol=1e-3)
+
+
+@pytest.mark.parametrize("T", [0.4, 3.0])
+def test_a_temperature_multiplies_the_scales_of_logistics(T, rng):
+    u = tensor(rng.random((200, 3, 3, 1)))
+    one, K = DiscretizedLogistic(256), 4
+    params = rng.normal(size=(200, 3, 3, 2))
+    wider = params + [0.0, np.log(T)]
+    close = numpy(one.draw(tensor(params), u, T)) - numpy(one.draw(tensor(wider), u))
+    assert np.abs(close).max() <= 1 and np.mean(close != 0) < 0.01
+    mixture = LogisticMixture(256, K)
+    params = rng.normal(size=(200, 3, 3, 3 * K))
+    warm = np.concatenate(
+        [params[..., :K] / T, params[..., K : 2 * K], params[..., 2 * K :] + np.log(T)],
+        axis=-1,
+    )
+    close = numpy(mixture.draw(tensor(params), u, T))
+    close = close - numpy(mixture.draw(tensor(warm), u))
+    assert np.abs(close).max() <= 1 and np.mean(close != 0) < 0.01
+
+
 def test_categorical_draws_no_level_without_probability(rng):
     """Rounding leaves some sums of 255 probabilities below the largest uniform."""
     logits = rng.normal(0, 1, (200, 256))

@@ -165,7 +165,7 @@ def test_each_image_is_drawn_in_its_masks_order(rng, direct):
     masks = (np.arange(40) % 4).astype("int32")
     u = rng.uniform(size=(40, 2, 3, 1)).astype("float32")
     zeros = ops.zeros(u.shape, "int32")
-    given = ops.convert_to_tensor(u), 0, None, ops.convert_to_tensor(masks)
+    given = ops.convert_to_tensor(u), 0, None, 1.0, ops.convert_to_tensor(masks)
     drawn = numpy(model.fill(zeros, *given)).reshape(40, 6)
     for m in range(4):
         x = np.zeros((40, 6), "int32")

@@ -9,11 +9,15 @@ one parallel pass gives all the factors. Training maximises the exact log-likeli
 images, whose unit is the nat: summed over dimensions, averaged over images.
 
 Drawing goes dimension by dimension: by inverse CDF, from one uniform each, so an image
-is a function of its uniforms alone. This sampler is right for any causal network, as it
-runs the whole network at each step; families with a faster way override `fill`.
+is a function of its uniforms alone. Convolutional and recurrent families go from pixel
+to pixel over what they have computed (kgen/models/incremental.py), dense ones have a
+`fill` of their own. For any other causal network there is the naive way, which runs the
+whole of it at each step.
 
 Shapes: B batch, (H, W, C) image, D = H W C, K classes, P likelihood parameters a pixel.
 """
+
+import functools
 
 import numpy as np
 from keras import ops
@@ -21,10 +25,11 @@ from keras.metrics import Mean
 
 from kgen import backend, random
 from kgen.batching import in_batches
-from kgen.checks import check_images
+from kgen.checks import check_images, check_temperature
 from kgen.likelihoods import LogisticMixture, likelihood_of
 from kgen.metrics import bits_per_dim
 from kgen.models.base import GenerativeModel
+from kgen.models.incremental import filled
 
 
 class Autoregressive(GenerativeModel):
@@ -75,7 +80,13 @@ class Autoregressive(GenerativeModel):
         self.trackers = [Mean(name) for name in ("nll_nats", "bits_per_dim")]
         self._logits = backend.compiled(self, self._float_params, gradients=True)
         self._log_prob = backend.compiled(self, self.log_likelihood, gradients=True)
-        self._complete = backend.compiled(self, self._completed)
+        # One program for all temperatures, an argument of it
+        self._draw_at = backend.compiled(
+            self, lambda T, *rows: self.draw(*rows, temperature=T)
+        )
+        self._complete_at = backend.compiled(
+            self, lambda T, *rows: self._completed(*rows, temperature=T)
+        )
 
     def get_config(self):
         return super().get_config() | {"likelihood": self.likelihood.name}
@@ -145,43 +156,47 @@ class Autoregressive(GenerativeModel):
         u = random.uniforms(seeds, self.num_dims)  # (B, D)
         return ops.reshape(u, (-1, *self.image_shape))
 
-    def draw(self, seeds, labels=None):
+    def draw(self, seeds, labels=None, temperature=1.0):
         """x ~ p(x): integers (B, H, W, C)."""
         u = self._uniforms(seeds)
-        return self.fill(ops.zeros_like(u, "int32"), u, 0, labels)
+        return self.fill(ops.zeros_like(u, "int32"), u, 0, labels, temperature)
 
-    def fill(self, x, u, known_rows, labels=None):
-        """Draws the rows from `known_rows` on, given those above: a naive loop, a whole
-        pass of the network for each dimension.
+    def incremental(self, label):
+        """The network as `incremental.filled` takes it, given one-hot labels (B, K) or
+        None; or None, if it cannot go from pixel to pixel."""
+        del label
+
+    def fill(self, x, u, known_rows, labels=None, temperature=1.0):
+        """Draws the rows from `known_rows` on, given those above.
 
         Args:
             x: integers (B, H, W, C); rows from `known_rows` on are not looked at.
             u: uniforms in (0, 1), (B, H, W, C).
             known_rows: 0, or int32 (B,).
+            temperature: see `sample`.
 
         Returns: int32 (B, H, W, C).
         """
-        H, W, C = self.image_shape
-        group = 1 if self.channels_in_turn else C
-        step_of = np.arange(H * W * C).reshape(H, W, C) // group
-        step_of = ops.convert_to_tensor(step_of, "int32")
-        known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1, 1, 1))
-        rows = ops.reshape(ops.arange(H, dtype="int32"), (1, H, 1, 1))
-        unknown = rows >= known_rows  # (B or 1, H, 1, 1)
+        network = self.incremental(None if labels is None else self.one_hot(labels))
+        if network is None:
+            return naively_filled(self, x, u, known_rows, labels, temperature)
+        return filled(self, network, x, u, known_rows, temperature)
 
-        def one_step(t, x):
-            drawn = self.likelihood.draw(self.params(x, labels), u)  # (B, H, W, C)
-            now = ops.logical_and(ops.equal(step_of, t), unknown)
-            return ops.where(now, drawn, x)
+    def sample(self, n, seed=None, labels=None, verbose="auto", temperature=1.0):
+        """As `GenerativeModel.sample`, with a temperature T of each conditional: below
+        1 for likelier images of less variety, above 1 for more. Bernoulli and
+        categorical ones are raised to the power 1 / T and normalised; of logistics the
+        scales are multiplied by T, and the weights of a mixture taken to 1 / T."""
+        draw = functools.partial(self._draw_at, check_temperature(temperature))
+        rows = self.requests(n, seed, labels)
+        return in_batches(draw, rows, self.image_shape, verbose).astype("uint8")
 
-        per_row = W * C // group
-        first = ops.min(known_rows) * per_row
-        return ops.fori_loop(first, H * per_row, one_step, ops.cast(x, "int32"))
+    def _completed(self, x, known_rows, seeds, labels=None, temperature=1.0):
+        return self.fill(x, self._uniforms(seeds), known_rows, labels, temperature)
 
-    def _completed(self, x, known_rows, seeds, labels=None):
-        return self.fill(x, self._uniforms(seeds), known_rows, labels)
-
-    def complete(self, x, known_rows, seed=None, labels=None, verbose="auto"):
+    def complete(
+        self, x, known_rows, seed=None, labels=None, verbose="auto", temperature=1.0
+    ):
         """Draws the lower part of images given the upper: x_low ~ p(x_low | x_up).
 
         Args:
@@ -190,6 +205,7 @@ class Autoregressive(GenerativeModel):
             seed: as for `sample`; with no known rows the result is `sample`'s.
             labels: (n,) integers, for conditional models.
             verbose: 0 for no progress bar.
+            temperature: as for `sample`.
 
         Returns: uint8 NumPy (n, H, W, C).
         """
@@ -206,8 +222,8 @@ class Autoregressive(GenerativeModel):
             raise ValueError(f"known_rows must be in 0..{H}; got {known_rows!r}.")
         rows = np.broadcast_to(rows, n).astype("int32")
         arguments = [x, rows, *self.requests(n, seed, labels)]
-        drawn = in_batches(self._complete, arguments, self.image_shape, verbose)
-        return drawn.astype("uint8")
+        fill = functools.partial(self._complete_at, check_temperature(temperature))
+        return in_batches(fill, arguments, self.image_shape, verbose).astype("uint8")
 
     # Keeping
 
@@ -224,3 +240,25 @@ class Autoregressive(GenerativeModel):
     def _completed_bytes(self, x, known_rows, seeds, labels=None):
         drawn = self._completed(x, known_rows, seeds, labels)
         return ops.cast(drawn, "uint8")
+
+
+def naively_filled(model, x, u, known_rows, labels=None, temperature=1.0):
+    """As `Autoregressive.fill`, by a whole pass of the network for each dimension:
+    right for any causal network, and what other samplers are proved against."""
+    H, W, C = model.image_shape
+    group = 1 if model.channels_in_turn else C
+    step_of = np.arange(H * W * C).reshape(H, W, C) // group
+    step_of = ops.convert_to_tensor(step_of, "int32")
+    known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1, 1, 1))
+    rows = ops.reshape(ops.arange(H, dtype="int32"), (1, H, 1, 1))
+    unknown = rows >= known_rows  # (B or 1, H, 1, 1)
+
+    def one_step(t, x):
+        params = model.params(x, labels)  # (B, H, W, P)
+        drawn = model.likelihood.draw(params, u, temperature)  # (B, H, W, C)
+        now = ops.logical_and(ops.equal(step_of, t), unknown)
+        return ops.where(now, drawn, x)
+
+    per_row = W * C // group
+    first = ops.min(known_rows) * per_row
+    return ops.fori_loop(first, H * per_row, one_step, ops.cast(x, "int32"))

@@ -71,7 +71,7 @@ class FVBN(Autoregressive):
             out = out + self.of_labels(self.one_hot(labels))
         return ops.reshape(out, (-1, *self.image_shape[:2], self.num_outputs))
 
-    def fill(self, x, u, known_rows, labels=None):
+    def fill(self, x, u, known_rows, labels=None, temperature=1.0):
         """As `Autoregressive.fill`, with one dimension's regression a step, of those
         drawn so far: the others count as zero. In float32."""
         D, P = self.num_dims, self.params_per_dim
@@ -90,7 +90,8 @@ class FVBN(Autoregressive):
             x, v = carry  # (B, D): integers, and what the network sees of them
             params = ops.matmul(v, ops.take(kernel, d, axis=0)) + ops.take(b, d, axis=1)
             u_d = ops.take(u, d, axis=1)[:, None, None, None]  # an image of one pixel
-            drawn = self.likelihood.draw(params[:, None, None], u_d)[:, 0, 0, 0]
+            drawn = self.likelihood.draw(params[:, None, None], u_d, temperature)
+            drawn = drawn[:, 0, 0, 0]
             x_d = ops.where(d < known, ops.take(x, d, axis=1), drawn)[:, None]  # (B, 1)
             now = ops.equal(dims, d)
             seen = ops.cast(self.scale(x_d), "float32")

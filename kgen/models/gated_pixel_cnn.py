@@ -34,7 +34,7 @@ from kgen import backend
 from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import Pointwise, by_pixel, filled, flat, pushed
+from kgen.models.incremental import Pointwise, by_pixel, flat, pushed
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -240,10 +240,8 @@ class GatedPixelCNN(Autoregressive):
             h = layer(ops.relu(h))  # (B, H, W, head_filters), then (B, H, W, P)
         return h
 
-    def fill(self, x, u, known_rows, labels=None):
-        """As `Autoregressive.fill`, from caches: see kgen/models/incremental.py."""
-        label = None if labels is None else self.one_hot(labels)  # (B, K)
-        return filled(self, _Incremental(self, label), x, u, known_rows)
+    def incremental(self, label):
+        return _Incremental(self, label)
 
     def get_config(self):
         return super().get_config() | {

@@ -27,7 +27,7 @@ from kgen import backend
 from kgen.layers.weight_norm import concat_elu
 
 
-def filled(model, network, x, u, known_rows):
+def filled(model, network, x, u, known_rows, temperature=1.0):
     """As `Autoregressive.fill`, with a network that goes from pixel to pixel."""
     H = model.image_shape[0]
     known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1))  # (1 or B, 1)
@@ -35,7 +35,7 @@ def filled(model, network, x, u, known_rows):
     def one_row(rows, given):
         i, x_row, u_row = given  # (1,), (W, B, C) twice
         known = ops.less(i[0], known_rows)  # (1 or B, 1)
-        x_row, rows = _drawn(model, network, rows, x_row, u_row, known)
+        x_row, rows = _drawn(model, network, rows, x_row, u_row, known, temperature)
         return rows, x_row
 
     given = (
@@ -48,7 +48,7 @@ def filled(model, network, x, u, known_rows):
     return ops.transpose(x, (2, 0, 1, 3))
 
 
-def _drawn(model, network, rows, x_row, u_row, known):
+def _drawn(model, network, rows, x_row, u_row, known, temperature):
     """A row (W, B, C), that of x where it is known, and the caches after it."""
     _, W, C = model.image_shape
     channels = ops.arange(C, dtype="int32")
@@ -64,7 +64,9 @@ def _drawn(model, network, rows, x_row, u_row, known):
             own = here * model.scale(x_j)  # (B, C)
             near = ops.concatenate([window, own[:, None]], axis=1)  # (B, r + 1, C)
             after, params, kept = network.pixel(left, above_j, near)
-            drawn = model.likelihood.draw(params[:, None, None], u_j[:, None, None])
+            drawn = model.likelihood.draw(
+                params[:, None, None], u_j[:, None, None], temperature
+            )
             turn = unknown  # (1 or B, C or 1)
             if model.channels_in_turn:
                 turn = ops.logical_and(ops.equal(channels, c), unknown)

@@ -190,13 +190,14 @@ class MADE(Autoregressive):
         passed = u >= cdf[:-1] / cdf[-1:]
         return ops.sum(ops.cast(passed, "int32"), axis=0)
 
-    def draw(self, seeds, labels=None):
+    def draw(self, seeds, labels=None, temperature=1.0):
         """x ~ p(x), eq. 4: a mask at random, then an image of it."""
         u = self._uniforms(seeds)  # (B, H, W, C)
         masks = self._pick(ops.zeros((self.num_masks, ops.shape(u)[0])), seeds)
-        return self.fill(ops.zeros_like(u, "int32"), u, 0, labels, masks)
+        x = ops.zeros_like(u, "int32")
+        return self.fill(x, u, 0, labels, temperature, masks)
 
-    def _completed(self, x, known_rows, seeds, labels=None):
+    def _completed(self, x, known_rows, seeds, labels=None, temperature=1.0):
         rows = ops.arange(self.image_shape[0], dtype="int32")[:, None]
         known = rows < ops.cast(known_rows, "int32")[:, None, None]  # (B, H, 1)
         x = ops.where(known[..., None], ops.cast(x, "int32"), 0)
@@ -204,9 +205,10 @@ class MADE(Autoregressive):
         # p(mask | upper rows) is in proportion to p(upper rows | mask)
         log_weights = ops.sum(ops.where(known, maps, 0.0), axis=(-2, -1))  # (M, B)
         masks = self._pick(log_weights, seeds)
-        return self.fill(x, self._uniforms(seeds), known_rows, labels, masks)
+        u = self._uniforms(seeds)
+        return self.fill(x, u, known_rows, labels, temperature, masks)
 
-    def complete(self, x, known_rows, seed=None, labels=None, verbose="auto"):
+    def complete(self, x, known_rows, *args, **kwargs):
         """As `Autoregressive.complete`, of the ensemble: the mask is drawn from its
         posterior given the upper rows. A ValueError with ordering="random"."""
         if self.ordering == "random":
@@ -215,9 +217,9 @@ class MADE(Autoregressive):
                 "order, and their distribution given the upper rows is a sum over all "
                 "images. Build and train the model with ordering='raster'."
             )
-        return super().complete(x, known_rows, seed, labels, verbose)
+        return super().complete(x, known_rows, *args, **kwargs)
 
-    def fill(self, x, u, known_rows, labels=None, masks=None):
+    def fill(self, x, u, known_rows, labels=None, temperature=1.0, masks=None):
         """As `Autoregressive.fill`, by one of the masks for each image, (B,), or the
         first. Known rows condition what is after them in its order. In float32."""
         shape = (-1, self.num_dims)
@@ -240,7 +242,8 @@ class MADE(Autoregressive):
             params = ops.matmul(ops.take(out_of, j[:, 0], axis=0), seen[..., None])
             params = params[..., 0] + _at(outputs, j[..., None])[:, 0]  # eq. 2, (B, P)
             u_j = _at(u, j)[..., None, None]  # an image of one pixel
-            drawn = self.likelihood.draw(params[:, None, None], u_j)[..., 0, 0]
+            drawn = self.likelihood.draw(params[:, None, None], u_j, temperature)
+            drawn = drawn[..., 0, 0]
             x_j = ops.where(j < known, _at(given, j), drawn)  # (B, 1)
             says = self._scaled(x_j) * ops.take(into, j[:, 0], axis=0)
             pre, says = self._pass_on(says, pre, of_hidden, between, degree=t + 1)

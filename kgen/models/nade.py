@@ -138,7 +138,7 @@ class NADE(Autoregressive):
         out = ops.transpose(out, (1, 0, 2)) + ops.cast(b, dtype)  # (B, D, P)
         return ops.reshape(out, (-1, *self.image_shape[:2], self.num_outputs))
 
-    def fill(self, x, u, known_rows, labels=None):
+    def fill(self, x, u, known_rows, labels=None, temperature=1.0):
         """As `Autoregressive.fill`, in O(D U) an image: the loop over dimensions
         carries a_d (eq. 3). In float32, whatever the policy."""
         shape = (-1, self.num_dims)
@@ -154,7 +154,8 @@ class NADE(Autoregressive):
             h = self.activate(a)  # (B, U)
             params = ops.matmul(h, ops.take(V, d, axis=0)) + ops.take(b, d, axis=1)
             u_d = ops.take(u, d, axis=1)[:, None, None, None]  # an image of one pixel
-            drawn = self.likelihood.draw(params[:, None, None], u_d)[:, 0, 0, 0]
+            drawn = self.likelihood.draw(params[:, None, None], u_d, temperature)
+            drawn = drawn[:, 0, 0, 0]
             x_d = ops.where(d < known, ops.take(x, d, axis=1), drawn)  # (B,)
             x = ops.where(ops.equal(dims, d), x_d[:, None], x)
             scaled = ops.cast(self.scale(x_d), "float32")

@@ -41,7 +41,6 @@ from kgen.checks import check_data, positive, sizes
 from kgen.layers import GatedResnet, WeightNormConv2D
 from kgen.likelihoods import LogisticMixture
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import filled
 from kgen.models.pixel_cnn_pp_incremental import Incremental
 
 # First and last offsets of the windows (rows, columns) of both streams
@@ -199,10 +198,8 @@ class PixelCNNPlusPlus(Autoregressive):
                 ul = of_ul(ul, ops.concatenate([u, short_ul], axis=-1), **how)
         return self.head(ops.elu(ul), collect=collect)  # (B, H, W, P)
 
-    def fill(self, x, u, known_rows, labels=None):
-        """As `Autoregressive.fill`, from caches: see kgen/models/incremental.py."""
-        label = None if labels is None else self.one_hot(labels)  # (B, K)
-        return filled(self, Incremental(self, label), x, u, known_rows)
+    def incremental(self, label):
+        return Incremental(self, label)
 
     # Initialisation
 

@@ -33,7 +33,7 @@ from keras import layers, ops
 from kgen.checks import multiples, odd, positive
 from kgen.layers import DiagonalBiLSTMLayer, RowLSTMLayer, ShiftedConv2D
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import Causal, Pointwise, by_pixel, filled, pushed
+from kgen.models.incremental import Causal, Pointwise, by_pixel, pushed
 
 
 class _PixelRNN(Autoregressive):
@@ -116,10 +116,8 @@ class _PixelRNN(Autoregressive):
             x = layer(ops.relu(x))  # (B, H, W, head_filters), then (B, H, W, P)
         return x
 
-    def fill(self, x, u, known_rows, labels=None):
-        """As `Autoregressive.fill`, from caches: see kgen/models/incremental.py."""
-        label = None if labels is None else self.one_hot(labels)  # (B, K)
-        return filled(self, _Incremental(self, label), x, u, known_rows)
+    def incremental(self, label):
+        return _Incremental(self, label)
 
     def get_config(self):
         return super().get_config() | {

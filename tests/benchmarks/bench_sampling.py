@@ -49,14 +49,14 @@ def measure(kind):
 
     import kgen
     from kgen import backend, random
-    from kgen.models import Autoregressive
+    from kgen.models.autoregressive import naively_filled
 
     def report(model, what, batch, repeats=3):
         seeds = random.image_seeds(0, batch)
         x = np.zeros((batch, *model.image_shape), "uint8")
         naive = backend.compiled(
             model,
-            lambda s: Autoregressive.fill(model, x, model._uniforms(s), 0),
+            lambda s: naively_filled(model, x, model._uniforms(s), 0),
         )
         work = {
             "cached": lambda: ops.convert_to_numpy(model._draw(seeds)),
