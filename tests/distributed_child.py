@@ -83,3 +83,6 @@ if rank == 0:
         *[ops.convert_to_numpy(v) for v in model.weights],
         loss=np.array(logs["loss"]),
     )
+if world > 1:  # leave together: who is left alone with open sockets aborts
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
