@@ -122,9 +122,10 @@ def odd(least=1, **kernel_sizes):
 
 def check_temperature(value):
     """A positive finite number as float32; a ValueError otherwise."""
-    if not np.isscalar(value) or not 0.0 < float(value) < np.inf:
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    if not number or not 0.0 < value < np.inf:
         raise ValueError(
-            f"temperature must be a positive number, 1 for the model's own "
+            "temperature must be a positive number, 1 for the model's own "
             f"distribution; got {value!r}."
         )
     return np.float32(value)

@@ -110,7 +110,9 @@ def test_a_temperature_is_of_every_conditional(name, levels):
     assert nll[0] < nll[1] < nll[2]
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), [1.0]], ids=str)
+@pytest.mark.parametrize(
+    "value", [0, -1.0, float("nan"), float("inf"), [1.0], "1"], ids=repr
+)
 def test_wrong_temperatures_are_told(value):
     with pytest.raises(ValueError, match="temperature must be a positive number"):
         tiny("fvbn", (2, 2, 1)).sample(1, temperature=value)

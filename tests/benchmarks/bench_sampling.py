@@ -14,9 +14,8 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 
-from side_by_side import BACKENDS, name, where, write
+from side_by_side import BACKENDS, milliseconds, name, where, write
 
 MODELS = {
     "FVBN": {},
@@ -26,20 +25,11 @@ MODELS = {
     "GatedPixelCNN": {"filters": 32, "num_blocks": 7},
     "RowLSTM": {"units": 16, "num_layers": 7},
     "DiagonalBiLSTM": {"units": 16, "num_layers": 7},
+    "PixelCNNPlusPlus": {"filters": 24, "num_blocks": 1},
 }
 BATCHES, SIZES = (1, 16, 64, 256), (14, 28, 56)
 GROWTH = 16  # the batch at which the size changes
 DENSE = ("FVBN", "NADE", "MADE")  # whose work grows with the square of the pixels
-
-
-def seconds(work, repeats=3):
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 def measure(kind):
@@ -64,7 +54,10 @@ def measure(kind):
             "naive": lambda: ops.convert_to_numpy(naive(seeds)),
         }[what]
         size = model.image_shape[0]
-        print(json.dumps([what, size, batch, seconds(work, repeats)]), flush=True)
+        print(
+            json.dumps([what, size, batch, milliseconds(work, repeats) / 1000]),
+            flush=True,
+        )
 
     for size in SIZES[: 1 if kind in DENSE else None]:
         size = 28 if kind in DENSE else size
