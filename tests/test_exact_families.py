@@ -76,7 +76,7 @@ def test_other_likelihoods_and_labels_sum_to_one_as_well(name, likelihood):
 def test_frequencies_of_samples_fit_the_probabilities(name):
     model = tiny(name, (2, 2, 1), scale=2.0)
     n = 20_000
-    drawn = numpy(model._draw(random.image_seeds(3, n))).reshape(n, 4)
+    drawn = numpy(model._draw(1.0, random.image_seeds(3, n))).reshape(n, 4)
     counts = np.bincount(drawn @ [8, 4, 2, 1], minlength=16)
     p = np.exp(numpy(model.log_prob(every_image((2, 2, 1), 2))).astype("float64"))
     assert stats.chisquare(counts, n * p / p.sum()).pvalue > 1e-3

@@ -80,8 +80,8 @@ class Autoregressive(GenerativeModel):
         self.trackers = [Mean(name) for name in ("nll_nats", "bits_per_dim")]
         self._logits = backend.compiled(self, self._float_params, gradients=True)
         self._log_prob = backend.compiled(self, self.log_likelihood, gradients=True)
-        # One program for all temperatures, an argument of it
-        self._draw_at = backend.compiled(
+        # One program for all temperatures T, an argument of it
+        self._draw = backend.compiled(  # in place of the base's
             self, lambda T, *rows: self.draw(*rows, temperature=T)
         )
         self._complete_at = backend.compiled(
@@ -187,7 +187,7 @@ class Autoregressive(GenerativeModel):
         1 for likelier images of less variety, above 1 for more. Bernoulli and
         categorical ones are raised to the power 1 / T and normalised; of logistics the
         scales are multiplied by T, and the weights of a mixture taken to 1 / T."""
-        draw = functools.partial(self._draw_at, check_temperature(temperature))
+        draw = functools.partial(self._draw, check_temperature(temperature))
         rows = self.requests(n, seed, labels)
         return in_batches(draw, rows, self.image_shape, verbose).astype("uint8")
 

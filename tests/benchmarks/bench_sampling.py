@@ -5,7 +5,9 @@ same batch, which a sampler is to be compared with.
     python tests/benchmarks/bench_sampling.py          (or `make bench`)
 
 Random weights, binary grey images; the first call of each, which compiles, is left out.
-Writes results/sampling.md.
+The naive sampler is timed on an image's last row, and that multiplied by the rows, as
+each dimension costs it the same; where a row would take over a minute, not at all.
+Writes results/sampling.md and results/sampling.png.
 """
 
 import json
@@ -14,6 +16,8 @@ import os
 import statistics
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 from side_by_side import BACKENDS, milliseconds, name, where, write
 
@@ -30,6 +34,7 @@ MODELS = {
 BATCHES, SIZES = (1, 16, 64, 256), (14, 28, 56)
 GROWTH = 16  # the batch at which the size changes
 DENSE = ("FVBN", "NADE", "MADE")  # whose work grows with the square of the pixels
+PATIENCE = 60  # seconds for a row of the naive sampler
 
 
 def measure(kind):
@@ -41,32 +46,30 @@ def measure(kind):
     from kgen import backend, random
     from kgen.models.autoregressive import naively_filled
 
-    def report(model, what, batch, repeats=3):
+    def report(model, what, batch, work, times=1):
+        seconds = times * milliseconds(work, 1 if what == "naive" else 3) / 1000
+        print(json.dumps([what, model.image_shape[0], batch, seconds]), flush=True)
+
+    def all_three(model, batch):
         seeds = random.image_seeds(0, batch)
+        H, W, _ = model.image_shape
         x = np.zeros((batch, *model.image_shape), "uint8")
-        naive = backend.compiled(
-            model,
-            lambda s: naively_filled(model, x, model._uniforms(s), 0),
+        last_row = backend.compiled(
+            model, lambda s: naively_filled(model, x, model._uniforms(s), H - 1)
         )
-        work = {
-            "cached": lambda: ops.convert_to_numpy(model._draw(seeds)),
-            "pass": lambda: ops.convert_to_numpy(model.log_prob(x)),
-            "naive": lambda: ops.convert_to_numpy(naive(seeds)),
-        }[what]
-        size = model.image_shape[0]
-        print(
-            json.dumps([what, size, batch, milliseconds(work, repeats) / 1000]),
-            flush=True,
-        )
+        start = time.perf_counter()
+        numpy, log_prob = ops.convert_to_numpy, model.log_prob
+        report(model, "pass", batch, lambda: numpy(log_prob(x)))
+        each = (time.perf_counter() - start) / 4
+        report(model, "cached", batch, lambda: numpy(model._draw(1.0, seeds)))
+        if W * each < PATIENCE:
+            report(model, "naive", batch, lambda: numpy(last_row(seeds)), times=H)
 
     for size in SIZES[: 1 if kind in DENSE else None]:
         size = 28 if kind in DENSE else size
         model = getattr(kgen.models, kind)((size, size, 1), **MODELS[kind])
         for batch in BATCHES if size == 28 else (GROWTH,):
-            report(model, "cached", batch)
-            report(model, "pass", batch)
-        if size == 28:
-            report(model, "naive", 1, repeats=1)
+            all_three(model, batch)
 
 
 def collected():
@@ -94,36 +97,70 @@ def exponent(found):
     return statistics.linear_regression(pixels, times).slope
 
 
+def row(backend, kind, found):
+    cells = []
+    for b in BATCHES:
+        cached, one = found["cached", 28, b], found["pass", 28, b]
+        naive = found.get(("naive", 28, b))
+        faster = f"{naive / cached:.0f}x" if naive else "-"
+        cells.append(f"{cached:.3g} / {cached / one:.1f} / {faster}")
+    growth = "" if kind in DENSE else f"{exponent(found):.2f}"
+    return f"| {name(backend)} | {kind} | {' | '.join(cells)} | {growth} |"
+
+
+def plot(results):
+    """Time against pixels, log-log, a column for each backend."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 5), sharey=True)
+    styles = {"naive": ":", "cached": "-", "pass": "--"}
+    kinds = [kind for kind in MODELS if kind not in DENSE]
+    for backend, axis in zip(BACKENDS, axes, strict=True):
+        for i, kind in enumerate(kinds):
+            for what, style in styles.items():
+                found = results[backend, kind]
+                known = [s for s in SIZES if (what, s, GROWTH) in found]
+                times = [found[what, s, GROWTH] for s in known]
+                pixels = [s * s for s in known]
+                label = kind if what == "cached" else None
+                axis.loglog(pixels, times, f"C{i}o{style}", ms=3, label=label)
+        axis.set_xticks([s * s for s in SIZES], [f"{s}x{s}" for s in SIZES])
+        axis.minorticks_off()
+        axis.set_title(name(backend))
+        axis.set_xlabel("pixels")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel(f"seconds for {GROWTH} images")
+    axes[0].legend(title="dotted naive, solid cached, dashed one pass", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(Path(__file__).parent / "results" / "sampling.png", dpi=80)
+
+
 def main():
-    rows = []
-    for (backend, kind), found in collected().items():
-        cells = [
-            f"{found['cached', 28, b]:.3f} "
-            f"({found['cached', 28, b] / found['pass', 28, b]:.1f})"
-            for b in BATCHES
-        ]
-        faster = found["naive", 28, 1] / found["cached", 28, 1]
-        growth = "" if kind in DENSE else f"{exponent(found):.2f}"
-        rows.append(
-            f"| {name(backend)} | {kind} | {' | '.join(cells)} | {faster:.0f} | "
-            f"{growth} |"
-        )
+    results = collected()
+    plot(results)
+    rows = [row(*case, found) for case, found in results.items()]
     write(
         "sampling.md",
         [
             "# Drawing 28x28 binary images",
             "",
-            "Seconds for a batch, and in brackets how many parallel `log_prob` passes "
-            "of the same batch that is; times faster than the naive sampler at "
-            "batch 1; and the exponent of the time in the number of pixels, from "
-            f"{SIZES[0]}x{SIZES[0]} to {SIZES[-1]}x{SIZES[-1]} at batch {GROWTH}. "
+            "Seconds for a batch of 1, 16, 64, 256 / how many parallel `log_prob` "
+            "passes of the same batch that is / times faster than the naive sampler "
+            "(its last row timed, times the rows); and the exponent of the time in the "
+            f"number of pixels, from {SIZES[0]}x{SIZES[0]} to {SIZES[-1]}x{SIZES[-1]} "
+            f"at batch {GROWTH}. "
             + "; ".join(f"{k} {v}" for k, v in MODELS.items() if v)
             + ".",
             where(),
             "",
-            "| | model | 1 | 16 | 64 | 256 | x naive | exponent |",
-            "|---|---|---|---|---|---|---|---|",
+            "| | model | " + " | ".join(map(str, BATCHES)) + " | exponent |",
+            "|---" * (3 + len(BATCHES)) + "|",
             *rows,
+            "",
+            "![Time against pixels](sampling.png)",
         ],
     )
 
