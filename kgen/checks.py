@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from keras import ops
 
 from kgen import backend
 
@@ -139,3 +140,31 @@ def portable(config):
         if ".torch.optimizers." in (config.get("module") or ""):
             config |= {"module": "keras.optimizers", "registered_name": None}
     return config
+
+
+def one_of(name, value, values):
+    if value not in values:
+        names = ", ".join(map(repr, values))
+        raise ValueError(f"{name} must be one of {names}; got {value!r}.")
+
+
+def not_negative(**values):
+    for name, value in values.items():
+        if not 0.0 <= value < float("inf"):
+            raise ValueError(f"{name} must be a number, not negative; got {value!r}.")
+
+
+def fraction(**values):
+    for name, value in values.items():
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"{name} must be in 0..1, and below 1; got {value!r}.")
+
+
+def checked_latents(z, latent_dim):
+    """z as float32; raises a ValueError unless it is (B, latent_dim)."""
+    z = ops.cast(z, "float32")
+    if len(z.shape) != 2 or z.shape[1] != latent_dim:
+        raise ValueError(
+            f"z: expected (batch, {latent_dim}); got shape {tuple(z.shape)}."
+        )
+    return z

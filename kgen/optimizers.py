@@ -51,6 +51,18 @@ class Alternating(keras.optimizers.Optimizer):
             )
         self._owner = {}
 
+    @classmethod
+    def of(cls, optimizer, **members):
+        """`optimizer` itself if it is an Alternating; else one of the members, where
+        None stands for another instance of `optimizer`'s configuration."""
+        if isinstance(optimizer, dict):
+            optimizer = keras.optimizers.deserialize(optimizer)
+        if isinstance(optimizer, cls):
+            return optimizer
+        config = keras.optimizers.serialize(keras.optimizers.get(optimizer))
+        another = keras.optimizers.deserialize
+        return cls(**{k: o or another(config) for k, o in members.items()})
+
     @property
     def optimizers(self):
         return list(self.members.values())

@@ -6,6 +6,7 @@ from keras import layers
 
 from kgen.models import (
     FVBN,
+    GAN,
     MADE,
     NADE,
     VAE,
@@ -54,6 +55,19 @@ FAMILIES = {
     ),
     "vae-conditional": conditional,
     "vae-own-networks": own_networks,
+    "gan": lambda: GAN(
+        SHAPE, LEVELS, latent_dim=3, width=4, ema=0.9, gradient_norms=True
+    ),
+    "gan-critic": lambda: GAN(
+        SHAPE,
+        LEVELS,
+        CLASSES,
+        latent_dim=3,
+        architecture="mlp",
+        width=10,
+        loss="wasserstein",
+        discriminator_steps=2,
+    ),
     "fvbn": lambda: FVBN(SHAPE, LEVELS, likelihood="discretized_logistic"),
     "nade": lambda: NADE(SHAPE, LEVELS, units=6),
     "made": lambda: MADE(SHAPE, LEVELS, hidden_units=(12,), num_masks=2),
@@ -65,6 +79,7 @@ FAMILIES = {
         SHAPE, LEVELS, filters=4, num_blocks=1, num_resolutions=1, num_mixtures=2
     ),
 }
+GANS = ("gan", "gan-critic")
 EXACT = ("fvbn", "nade", "made", "pixel-cnn", "gated", "row-lstm", "diagonal", "pp")
 
 

@@ -15,9 +15,15 @@ import kgen
 
 def results(inputs):
     """What must not depend on the backend: {name: array}."""
-    return vae(inputs) | {
-        f"{name}_{key}": value for name in TINY for key, value in exact(name).items()
-    }
+    return (
+        vae(inputs)
+        | gan()
+        | {
+            f"{name}_{key}": value
+            for name in TINY
+            for key, value in exact(name).items()
+        }
+    )
 
 
 def exact(name):
@@ -66,6 +72,33 @@ def vae(inputs):
     # the step itself, free of the size of the weights
     for i, (v, w) in enumerate(zip(model.weights, weights, strict=True)):
         out[f"step{i}"] = ops.convert_to_numpy(v) - w
+    return out
+
+
+def gan():
+    """A step of each network, of evaluation the noise that is a function of images."""
+    model = kgen.models.GAN(
+        (8, 8, 1), 17, latent_dim=4, width=4, loss="hinge", r1_penalty=1.0, ema=0.9
+    )
+    rng = np.random.default_rng(3)
+    for network in (model.generator, model.discriminator, model.average):
+        for v in network.trainable_variables:
+            v.assign(rng.normal(0, 0.2, v.shape))
+    x = rng.integers(0, 17, (32, 8, 8, 1)).astype("uint8")
+    z = rng.normal(size=(32, 4)).astype("float32")
+    before = [numpy(v) for v in model.weights]
+    out = {
+        "gan_sample": model.sample(50, seed=11),
+        "gan_generate": numpy(model.generate(z)),
+        "gan_discriminate": numpy(model.discriminate(x)),
+    }
+    model.compile(keras.optimizers.SGD(0.01))
+    out |= {f"gan_{k}": v for k, v in model.evaluate(x, verbose=0).items()}
+    model.prior.draw = lambda n, seed: ops.convert_to_tensor(z)
+    logs = model.fit(x, batch_size=32, shuffle=False, verbose=0).history
+    out |= {f"gan_log_{k}": np.array(v) for k, v in logs.items()}
+    for i, (v, w) in enumerate(zip(model.weights, before, strict=True)):
+        out[f"gan_step{i}"] = numpy(v) - w
     return out
 
 

@@ -70,7 +70,8 @@ def _nested(model, fn, variables=()):
 def minimize(model, fn, variables):
     """Differentiates `fn() -> (scalar loss, aux)` and updates `variables` alone.
 
-    Returns `(loss, aux)`, unscaled. Variables that the loss does not reach get zeros.
+    Returns `(loss, aux, gradients)`: unscaled, unscaled, and as the optimizer got them.
+    Variables that the loss does not reach get zeros.
     """
 
     def scaled():
@@ -86,8 +87,9 @@ def minimize(model, fn, variables):
     values = [v.value for v in variables]
     gradients, (unscaled, after) = jax.grad(objective, has_aux=True)(values)
     write_back(after)
-    _apply(model, replica_gradients(gradients), variables)
-    return unscaled
+    gradients = replica_gradients(gradients)
+    _apply(model, gradients, variables)
+    return *unscaled, gradients
 
 
 def _apply(model, gradients, variables):

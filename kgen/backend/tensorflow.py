@@ -16,7 +16,8 @@ def step(fn):
 def minimize(model, fn, variables):
     """Differentiates `fn() -> (scalar loss, aux)` and updates `variables` alone.
 
-    Returns `(loss, aux)`, unscaled. Variables that the loss does not reach get zeros.
+    Returns `(loss, aux, gradients)`: unscaled, unscaled, and as the optimizer got them.
+    Variables that the loss does not reach get zeros.
     """
     _thread.training = True
     try:
@@ -30,8 +31,9 @@ def minimize(model, fn, variables):
         [v.value for v in variables],
         unconnected_gradients=tf.UnconnectedGradients.ZERO,
     )
-    model.optimizer.apply(replica_gradients(gradients), variables)
-    return loss, aux
+    gradients = replica_gradients(gradients)
+    model.optimizer.apply(gradients, variables)
+    return loss, aux, gradients
 
 
 def input_gradient(model, fn, x):

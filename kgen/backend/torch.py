@@ -12,19 +12,22 @@ def step(fn):
 def minimize(model, fn, variables):
     """Differentiates `fn() -> (scalar loss, aux)` and updates `variables` alone.
 
-    Returns `(loss, aux)`, unscaled. Variables that the loss does not reach get zeros.
+    Returns `(loss, aux, gradients)`: unscaled, unscaled, and as the optimizer got them.
+    Variables that the loss does not reach get zeros.
     `autograd.grad`, for `backward` would fill the other network's `.grad` as well.
     """
-    loss, aux = fn()
+    (loss, aux), gradients = fn(), []
     if variables:  # a frozen network has none, and autograd.grad refuses an empty list
         gradients = torch.autograd.grad(
             model.optimizer.scale_loss(replica_loss(loss)),
             [v.value for v in variables],
             materialize_grads=True,
         )
+        gradients = replica_gradients(list(gradients))
         with torch.no_grad():
-            model.optimizer.apply(replica_gradients(list(gradients)), variables)
-    return keras.tree.map_structure(lambda t: t.detach(), (loss, aux))
+            model.optimizer.apply(gradients, variables)
+    loss, aux = keras.tree.map_structure(lambda t: t.detach(), (loss, aux))
+    return loss, aux, gradients
 
 
 def input_gradient(model, fn, x):

@@ -4,6 +4,7 @@ from kgen.layers.masked_dense import MaskedDense
 from kgen.layers.pixel_lstm import DiagonalBiLSTMLayer, RowLSTMLayer
 from kgen.layers.sampling import Crop, Sampling
 from kgen.layers.shifted import ShiftedConv2D
+from kgen.layers.spectral_norm import SpectralNorm
 from kgen.layers.weight_norm import GatedResnet, WeightNormConv2D
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "RowLSTMLayer",
     "Sampling",
     "ShiftedConv2D",
+    "SpectralNorm",
     "WeightNormConv2D",
 ]

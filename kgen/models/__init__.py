@@ -3,6 +3,7 @@
 from kgen.models.autoregressive import Autoregressive
 from kgen.models.base import GenerativeModel
 from kgen.models.fvbn import FVBN
+from kgen.models.gan import GAN
 from kgen.models.gated_pixel_cnn import GatedPixelCNN
 from kgen.models.made import MADE
 from kgen.models.nade import NADE
@@ -15,6 +16,7 @@ __all__ = [
     "Autoregressive",
     "DiagonalBiLSTM",
     "FVBN",
+    "GAN",
     "GatedPixelCNN",
     "GenerativeModel",
     "MADE",

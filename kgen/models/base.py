@@ -122,14 +122,21 @@ class GenerativeModel(keras.Model):
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
 
-    def minimize(self, fn, network=None):
-        """One optimizer step on `fn() -> (scalar loss, aux)`; returns these, unscaled.
+    def minimize(self, fn, network=None, with_norm=False):
+        """One optimizer step on `fn() -> (scalar loss, aux)`; returns these, unscaled,
+        and `with_norm` the gradient's l2 norm, on each of several TensorFlow replicas
+        that of its share.
 
         `network`, an attribute such as "generator", limits it to that network's
         variables and to its member of an `Alternating` optimizer.
         """
         of = self if network is None else getattr(self, network)
-        return backend.minimize(self, fn, of.trainable_variables)
+        scale = self.optimizer.scale_loss(1.0)
+        loss, aux, gradients = backend.minimize(self, fn, of.trainable_variables)
+        if not with_norm:
+            return loss, aux
+        each = [ops.cast(ops.convert_to_tensor(g), "float32") for g in gradients]
+        return loss, aux, ops.sqrt(sum(ops.sum((g / scale) ** 2) for g in each))
 
     def input_gradient(self, fn, x):
         """d sum(fn(x)) / dx, which a penalty may differentiate again."""

@@ -34,7 +34,7 @@ from keras import ops
 
 from kgen import backend, random
 from kgen.batching import in_batches
-from kgen.checks import check_images, sizes
+from kgen.checks import check_images, checked_latents, sizes
 from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
 from kgen.metrics import bits_per_dim, log_mean_weight
@@ -223,11 +223,7 @@ class VAE(GenerativeModel):
     def decode(self, z, labels=None):
         """E[x | z] of latents (B, L): float32 (B, H, W, C) in 0..levels-1; for two
         levels this is the probability of 1."""
-        z = ops.cast(z, "float32")
-        if len(z.shape) != 2 or z.shape[1] != self.latent_dim:
-            raise ValueError(
-                f"z: expected (batch, {self.latent_dim}); got shape {tuple(z.shape)}."
-            )
+        z = checked_latents(z, self.latent_dim)
         return self.likelihood.mean(self._params(z, self.checked_labels(labels)))
 
     def reconstruct(self, x, labels=None):

@@ -1,0 +1,131 @@
+"""Measures of samples while `fit` runs, and a watch over adversarial games."""
+
+import math
+import warnings
+
+import keras
+
+from kgen.checks import positive
+
+
+class SampleDistances(keras.callbacks.Callback):
+    """Measures samples after an epoch: `distances(samples)` goes into the logs.
+
+    So History, CSVLogger, ModelCheckpoint and all else in `callbacks` after this one
+    have it. The names are in every epoch's logs, NaN where nothing was measured; the
+    first epoch of a `fit` is always measured, for Keras never finds better than NaN.
+
+    Args:
+        distances: `kgen.metrics.Distances`, for images as the model draws.
+        n: how many samples, 6 or more.
+        every: measure after every so many epochs, and the first.
+        seed: of the draw, the same each time.
+        labels: for conditional models; by default the classes in turn.
+        verbose: whether to print a line: values, in brackets those of the data itself.
+    """
+
+    def __init__(self, distances, n=1000, every=1, seed=0, labels=None, verbose=1):
+        super().__init__()
+        positive(n=n, every=every)
+        self.distances, self.n, self.every = distances, n, every
+        self.seed, self.labels, self.verbose = seed, labels, verbose
+
+    def on_train_begin(self, logs=None):
+        self._first = True
+        self.distances.check_model(self.model)
+        self.distances.floor(self.n)  # what is wrong is told before the first epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        values = dict.fromkeys(self.distances.names, float("nan"))
+        if self._first or (epoch + 1) % self.every == 0:
+            self._first = False
+            images = self.model.sample(self.n, self.seed, self.labels, verbose=0)
+            values = self.distances(images)
+            if self.verbose:
+                self._print(values)
+        if logs is not None:
+            logs.update(values)
+
+    def _print(self, values):
+        pairs = {k: values[f"{k}_floor"] for k in values if f"{k}_floor" in values}
+        print(
+            "distances: "
+            + ", ".join(f"{k} {values[k]:.4g} ({own:.4g})" for k, own in pairs.items()),
+            flush=True,
+        )
+
+
+class CollapseGuard(keras.callbacks.Callback):
+    """Tells when a GAN's game is lost, and what to try; stops it unless told not to.
+
+    - a metric is NaN or infinite: at once;
+    - the discriminator is right on at least `accuracy` of the real images and of the
+      generated ones: after `patience` epochs in a row (not of critics, whose scores
+      say no such thing);
+    - `n` samples are all but the same image, their standard deviation less than a
+      hundredth of the range on average over pixels: after `patience` epochs in a row.
+
+    Args:
+        accuracy: from which D is saturated; G's gradient is then next to nothing.
+        patience: in epochs.
+        n: samples drawn after each epoch, 2 or more; 0 for none.
+        stop: whether to end the training; a RuntimeWarning is given in any case.
+    """
+
+    def __init__(self, accuracy=0.99, patience=5, n=16, stop=True):
+        super().__init__()
+        positive(patience=patience)
+        if not 0.5 < accuracy <= 1.0 or n < 0 or n == 1:
+            raise ValueError(
+                "accuracy must be in 0.5..1, n 0 or at least 2; got "
+                f"accuracy={accuracy}, n={n}."
+            )
+        self.accuracy, self.patience, self.n, self.stop = accuracy, patience, n, stop
+
+    def on_train_begin(self, logs=None):
+        self._saturated, self._same, self._told = 0, 0, set()
+
+    def on_train_batch_end(self, batch, logs=None):
+        for name, value in (logs or {}).items():
+            if not math.isfinite(float(value)):
+                self._tell(
+                    "finite",
+                    f"{name} is not finite at batch {batch + 1}",
+                    "lower learning rates, `gradient_penalty` or `spectral_norm=True`; "
+                    "under mixed_float16, mixed_bfloat16 or float32",
+                )
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = logs or {}
+        right = min(logs.get(f"accuracy_{k}", 0.0) for k in ("real", "generated"))
+        self._saturated = self._saturated + 1 if right >= self.accuracy else 0
+        if self._saturated >= self.patience:
+            self._tell(
+                "saturated",
+                f"for {self._saturated} epochs the discriminator has been right on "
+                f"{right:.1%} of the images or more: the generator learns little",
+                "a slower discriminator, loss='non_saturating' in place of 'minimax', "
+                "`r1_penalty`, `spectral_norm=True` or a Wasserstein critic",
+            )
+        self._same = self._same + 1 if self.n and self._all_the_same() else 0
+        if self._same >= self.patience:
+            self._tell(
+                "same",
+                f"for {self._same} epochs {self.n} samples have been all but one image",
+                "`gradient_penalty`, `r1_penalty` or `spectral_norm=True`, or a slower "
+                "generator",
+            )
+
+    def _all_the_same(self):
+        """Of one class, where there are classes."""
+        labels = None if self.model.num_classes is None else 0
+        images = self.model.sample(self.n, seed=0, labels=labels, verbose=0)
+        return images.std(axis=0).mean() < 0.01 * (self.model.levels - 1)
+
+    def _tell(self, key, what, remedy):
+        if key not in self._told:
+            self._told.add(key)
+            warnings.warn(
+                f"CollapseGuard: {what}. Try {remedy}.", RuntimeWarning, stacklevel=2
+            )
+        self.model.stop_training = self.stop or self.model.stop_training

@@ -1,0 +1,81 @@
+"""Where a run is: for the reader, and for the data set."""
+
+import datetime
+import time
+
+import keras
+
+
+class Progress(keras.callbacks.Callback):
+    """One line an epoch: the metrics, and the time that the rest will take; within long
+    epochs, one line every `seconds`.
+
+    For runs of many epochs, with `fit(verbose=0)`.
+
+    Args:
+        metrics: names to show; by default all.
+        every: print after every so many epochs, the first and the last.
+        seconds: within an epoch, the time between lines; None for none.
+    """
+
+    def __init__(self, metrics=None, every=1, seconds=30):
+        super().__init__()
+        if every < 1:
+            raise ValueError(f"every must be a positive number of epochs; got {every}.")
+        self.metrics, self.every, self.seconds = metrics, every, seconds
+
+    def on_train_begin(self, logs=None):
+        self._first = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._printed = epoch, time.time()
+        self._epoch_start = self._printed
+        if self._first is None:
+            self._first, self._start = epoch, time.time()
+
+    def on_train_batch_end(self, batch, logs=None):
+        now, steps = time.time(), self.params.get("steps")
+        if not (self.seconds and steps) or now - self._printed < self.seconds:
+            return
+        self._printed = now
+        loss = f"  loss {float(logs['loss']):.4g}" if logs and "loss" in logs else ""
+        took = (now - self._epoch_start) / (batch + 1)
+        left = datetime.timedelta(seconds=round(took * (steps - batch - 1)))
+        print(
+            f"epoch {self._epoch + 1}/{self.params['epochs']}, step {batch + 1}/{steps}"
+            f"{loss}  {left} left in the epoch",
+            flush=True,
+        )
+
+    def on_epoch_end(self, epoch, logs=None):
+        done, total = epoch + 1, self.params["epochs"]
+        if done % self.every and done not in (self._first + 1, total):
+            return
+        names = self.metrics or sorted(logs)
+        values = "  ".join(f"{k} {logs[k]:.4g}" for k in names if k in logs)
+        took = (time.time() - self._start) / (done - self._first)
+        left = datetime.timedelta(seconds=round(took * (total - done)))
+        print(
+            f"epoch {done}/{total}  {values}  {took:.2g} s/epoch, {left} left",
+            flush=True,
+        )
+
+
+class SetEpoch(keras.callbacks.Callback):
+    """Tells a data set which epoch it is, by its `set_epoch(epoch)`, so that a resumed
+    run sees what the uninterrupted one would have. A further `fit` on the same data set
+    goes on where the last one ended. kgen's `fit` adds this callback by itself."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+
+    def on_train_begin(self, logs=None):
+        self._first, self._before = None, getattr(self.data, "epochs_seen", 0)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._first is None:
+            self._first = epoch
+        epoch = max(epoch, self._before + epoch - self._first)
+        self.data.set_epoch(epoch)
+        self.data.epochs_seen = epoch + 1

@@ -1,0 +1,300 @@
+"""Generative adversarial networks.
+
+    I. Goodfellow, J. Pouget-Abadie, M. Mirza, B. Xu, D. Warde-Farley, S. Ozair,
+        A. Courville, Y. Bengio. Generative Adversarial Nets. NIPS 2014,
+        arXiv:1406.2661
+
+Two networks play against one another: the discriminator D(x), a logit, tells images
+from what the generator makes, G(z), z ~ p(z). Losses and penalties, with their sources:
+kgen/models/gan_losses.py. Networks: kgen/models/gan_networks.py.
+
+    a step:  `discriminator_steps` times   z drawn, D descends its loss + penalties
+             once                          z drawn anew, G descends its loss
+
+    gradient penalty   lambda (||grad D(x^)||_2 - 1)^2, x^ = a x + (1 - a) G(z),
+                       a ~ U(0, 1) of each image
+    R1                 gamma / 2 ||grad D(x)||_2^2
+
+Settled here: D takes real and generated images in separate passes. Both networks are in
+training mode in both steps, so the moving statistics of batch normalisation follow
+training pass: D's two in its own step (one more for each penalty) and one in G's, G's
+one in each step. `evaluate`, `sample` and the others use them.
+
+Shapes: B batch, L latents, (H, W, C) image, K classes.
+"""
+
+import keras
+from keras import ops
+
+from kgen import backend, checks, random
+from kgen.models import gan_losses as losses
+from kgen.models.base import GenerativeModel
+from kgen.models.gan_networks import Prior, follow, frozen_copy, limit, networks
+from kgen.optimizers import Alternating
+
+LOSSES = ["discriminator_loss", "generator_loss"]
+NORMS = ["discriminator_gradient_norm", "generator_gradient_norm"]
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class GAN(GenerativeModel):
+    """A generator and a discriminator; see the module for the game.
+
+    Args:
+        image_shape, levels, num_classes: see GenerativeModel.
+        latent_dim: L.
+        loss: "minimax", "non_saturating", "least_squares", "hinge" or "wasserstein".
+        architecture: "mlp", "dcgan" or "infogan"; see kgen/models/gan_networks.py.
+        width: units of the mlp's layers, a multiple of 5, by default 1200; filters of
+            the largest maps of the others, by default 64.
+        prior: of z: "normal", N(0, I), or "uniform", on [-1, 1]^L.
+        gradient_penalty: lambda; by default 10 for a "wasserstein" critic that nothing
+            else restrains, else 0.
+        r1_penalty: gamma.
+        weight_clip: c, D's weights are clipped to [-c, c] after each of its steps
+            (Arjovsky et al., algorithm 1); None for no clipping.
+        spectral_norm: whether D's layers are spectrally normalised.
+        discriminator_steps: steps of D for each of G, on the same images, z anew.
+        ema: None, or m: `sample` and `export` use the moving average of the
+            generator's weights, m times itself + (1 - m) times theirs after each step.
+        gradient_norms: whether `fit` also reports the l2 norms of both networks'
+            gradients; 0 for a step that float16 overflowed, which is skipped.
+        generator: a Keras model of your own, from z (B, L) [and one-hot labels (B, K)]
+            to images in 0..1 (B, H, W, C).
+        discriminator: a Keras model of your own, from images in 0..1 (B, H, W, C) [and
+            one-hot labels (B, K)] to logits (B, 1).
+
+    Metrics, means over images: `loss` (the sum of the next two, which says nothing of
+    quality), `discriminator_loss`, `generator_loss`, `accuracy_real` and
+    `accuracy_generated` of D; of a critic, in place of these, `critic_difference`,
+    D(x) - D(G(z)).
+
+    Example:
+        model = kgen.models.GAN((28, 28, 1), levels=256, architecture="dcgan")
+        model.compile(keras.optimizers.Adam(2e-4, beta_1=0.5))
+        model.fit(images, batch_size=128, epochs=20)
+    """
+
+    def __init__(
+        self,
+        image_shape,
+        levels=256,
+        num_classes=None,
+        latent_dim=64,
+        loss="non_saturating",
+        architecture="dcgan",
+        width=None,
+        prior="normal",
+        gradient_penalty=None,
+        r1_penalty=0.0,
+        weight_clip=None,
+        spectral_norm=False,
+        discriminator_steps=1,
+        ema=None,
+        gradient_norms=False,
+        generator=None,
+        discriminator=None,
+        **kwargs,
+    ):
+        super().__init__(image_shape, levels, num_classes, **kwargs)
+        checks.positive(latent_dim=latent_dim, discriminator_steps=discriminator_steps)
+        self.latent_dim, self.prior = latent_dim, Prior(prior, latent_dim)
+        self.kind = losses.loss_of(loss)
+        self.architecture, self.width = architecture, width
+        restrained = weight_clip or spectral_norm or r1_penalty
+        if gradient_penalty is None:
+            gradient_penalty = 10.0 * (loss == "wasserstein" and not restrained)
+        self.gradient_penalty, self.r1_penalty = gradient_penalty, r1_penalty
+        self.weight_clip, self.spectral_norm = weight_clip, spectral_norm
+        self.discriminator_steps = discriminator_steps
+        self.ema, self.gradient_norms = ema, gradient_norms
+        given = {"generator": generator, "discriminator": discriminator}
+        self._own_networks = [name for name, network in given.items() if network]
+        checks.not_negative(gradient_penalty=gradient_penalty, r1_penalty=r1_penalty)
+        checks.not_negative(weight_clip=weight_clip or 0.0)
+        checks.fraction(ema=ema or 0.0)
+        self.generator, self.discriminator = networks(self, generator, discriminator)
+        if weight_clip:
+            limit(self.discriminator, weight_clip)
+        if ema is not None:
+            self.average = frozen_copy(self.generator)
+        names = [*LOSSES, *losses.measures(self.kind)]
+        names += NORMS if gradient_norms else []
+        self.trackers = [keras.metrics.Mean(name) for name in names]
+        self._generate = backend.compiled(self, self._generated, gradients=True)
+        self._score = backend.compiled(self, self._scored, gradients=True)
+        self.built = True
+
+    def compile(
+        self,
+        optimizer=None,
+        *,
+        generator_optimizer=None,
+        discriminator_optimizer=None,
+        **kwargs,
+    ):
+        """As `GenerativeModel.compile`, with an optimizer for each network, or one
+        whose configuration serves for both; by default DCGAN's Adam(2e-4, beta_1=0.5).
+        """
+        given = optimizer or keras.optimizers.Adam(2e-4, beta_1=0.5)
+        each = generator_optimizer, discriminator_optimizer
+        if optimizer is not None and each != (None, None):
+            raise ValueError(
+                "compile takes either optimizer= for both networks, or "
+                "generator_optimizer= and discriminator_optimizer=; got both."
+            )
+        optimizer = Alternating.of(given, generator=each[0], discriminator=each[1])
+        super().compile(optimizer, **kwargs)
+
+    def _given(self, x, labels):
+        """What a network takes: `x`, or with labels also the one-hot of them."""
+        return x if labels is None else [x, self.one_hot(labels)]
+
+    def _made(self, z, labels=None, training=False, network=None):
+        """G(z), float32 (B, H, W, C) in 0..1."""
+        network = network or self.generator
+        return ops.cast(network(self._given(z, labels), training=training), "float32")
+
+    def _logits(self, x, labels=None, training=False):
+        """D(x) of images in 0..1: float32 (B,)."""
+        logits = self.discriminator(self._given(x, labels), training=training)
+        return ops.cast(logits, "float32")[:, 0]
+
+    def _real(self, x):
+        return ops.cast(self.scale(x), "float32")  # (B, H, W, C) in 0..1
+
+    # Training
+
+    def _discriminator_terms(self, real, generated, labels=None, training=False):
+        on_real = self._logits(real, labels, training)  # (B,)
+        on_generated = self._logits(generated, labels, training)
+        loss = self.kind.discriminator(on_real, on_generated)
+        how_well = losses.measured(self.kind, on_real, on_generated)
+        return {"discriminator_loss": loss} | how_well
+
+    def _train_discriminator(self, real, labels, weight):
+        def score(x):
+            return self._logits(x, labels, training=True)
+
+        def loss():
+            n = ops.shape(real)[0]
+            z = self.prior.draw(n, self.seed_generator)  # (B, L)
+            generated = self._made(z, labels, training=True)
+            generated = ops.stop_gradient(generated)
+            terms = self._discriminator_terms(real, generated, labels, training=True)
+            total = terms["discriminator_loss"]
+            if self.gradient_penalty:
+                a = keras.random.uniform((n, 1, 1, 1), seed=self.seed_generator)
+                between = a * real + (1.0 - a) * generated
+                gradient = self.input_gradient(score, between)
+                penalty = losses.gradient_penalty(gradient)  # (B,)
+                total = total + self.gradient_penalty * penalty
+            if self.r1_penalty:
+                gradient = self.input_gradient(score, real)
+                total = total + self.r1_penalty * losses.r1_penalty(gradient)
+            return self.objective(total, weight), terms
+
+        return self._minimized(loss, "discriminator")
+
+    def _train_generator(self, n, labels, weight):
+        def loss():
+            z = self.prior.draw(n, self.seed_generator)  # (B, L)
+            generated = self._made(z, labels, training=True)
+            logits = self._logits(generated, labels, training=True)
+            of_image = self.kind.generator(logits)  # (B,)
+            return self.objective(of_image, weight), {"generator_loss": of_image}
+
+        return self._minimized(loss, "generator")
+
+    def _minimized(self, loss, network):
+        """One step of a network: its terms, with the gradient's norm if wanted."""
+        if not self.gradient_norms:
+            return self.minimize(loss, network)[1]
+        _, terms, norm = self.minimize(loss, network, with_norm=True)
+        norm = ops.where(ops.isfinite(norm), norm, 0.0)  # overflow: the step is skipped
+        every = ops.zeros_like(terms[f"{network}_loss"]) + norm  # for each image, (B,)
+        return terms | {f"{network}_gradient_norm": every}
+
+    @backend.step
+    def train_step(self, data):
+        x, labels, weight = self.unpack(data)
+        real = self._real(x)
+        for _ in range(self.discriminator_steps):
+            terms = self._train_discriminator(real, labels, weight)
+        more = self._train_generator(ops.shape(real)[0], labels, weight)
+        if self.ema is not None:
+            follow(self.average, self.generator, self.ema)
+        return self._logged(terms | more, weight)
+
+    @backend.step
+    def test_step(self, data):
+        x, labels, weight = self.unpack(data)
+        z = self.prior.of(random.image_keys(x))
+        generated = self._made(z, labels)
+        terms = self._discriminator_terms(self._real(x), generated, labels, False)
+        terms["generator_loss"] = self.kind.generator(self._logits(generated, labels))
+        return self._logged(terms, weight)
+
+    def evaluate(self, *args, return_dict=True, **kwargs):
+        logs = super().evaluate(*args, return_dict=return_dict, **kwargs)
+        given = logs.items() if return_dict else ()  # no gradients are taken here
+        return {k: v for k, v in given if k not in NORMS} or logs
+
+    def _logged(self, terms, weight):
+        loss = terms["discriminator_loss"] + terms["generator_loss"]
+        return self.tracked({"loss": loss} | terms, weight)
+
+    # Use
+
+    def _generated(self, z, labels=None):
+        network = self.generator if self.ema is None else self.average
+        x = self._made(z, labels, network=network)
+        return (self.levels - 1) * ops.clip(x, 0.0, 1.0)
+
+    def draw(self, seeds, labels=None):
+        """G(z), z ~ p(z), to the nearest integers (B, H, W, C)."""
+        x = self._generated(self.prior.of(seeds), labels)
+        return ops.cast(ops.round(x), "int32")
+
+    def generate(self, z, labels=None):
+        """G(z) of latents (B, L): float32 (B, H, W, C) in 0..levels-1."""
+        z = checks.checked_latents(z, self.latent_dim)
+        labels = self.checked_labels(labels)
+        return self._generate(*((z,) if labels is None else (z, labels)))
+
+    def _scored(self, x, labels=None):
+        return self._logits(self._real(x), labels)
+
+    def discriminate(self, x, labels=None):
+        """D(x) of integer images: logits, float32 (B,)."""
+        return self._score(*self.checked(x, labels))
+
+    def call(self, inputs, training=False):
+        """`discriminate` for `predict`: of images, or (images, labels)."""
+        x, labels = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
+        checks.check_images(x, self.image_shape, self.levels, values=False)
+        return self._logits(self._real(x), self.checked_labels(labels), training)
+
+    def endpoints(self):
+        return super().endpoints() | {
+            "generate": (self._generated, ["z"], ["images"]),
+            "discriminate": (self._scored, ["images"], ["logits"]),
+        }
+
+    def get_config(self):
+        own = {name: getattr(self, name) for name in self._own_networks}
+        names = (
+            "latent_dim", "architecture", "width", "gradient_penalty", "r1_penalty",
+            "weight_clip", "spectral_norm", "discriminator_steps", "ema",
+            "gradient_norms",
+        )  # fmt: skip
+        config = super().get_config() | {name: getattr(self, name) for name in names}
+        config |= {"loss": self.kind.name, "prior": self.prior.name}
+        serialize = keras.saving.serialize_keras_object
+        return config | {name: serialize(network) for name, network in own.items()}
+
+    @classmethod
+    def from_config(cls, config):
+        own = {k: config[k] for k in ("generator", "discriminator") if k in config}
+        own = {k: keras.saving.deserialize_keras_object(v) for k, v in own.items()}
+        return cls(**config | own)

@@ -1,0 +1,156 @@
+"""The losses of the two players, from the discriminator's logits D: (B,) -> (B,); and
+the penalties of D.
+
+Each class has `discriminator(real, generated)`, what D descends, and
+`generator(generated)`, what G descends; `threshold` is the logit above which D takes an
+image for a real one, or None for a critic, whose scores have no such value.
+
+sigma is the logistic function, softplus(t) = log(1 + e^t) = -log sigma(-t), so that no
+logarithm of a probability is taken; all are float32 and finite for logits of +-1e4.
+"""
+
+from keras import ops
+
+from kgen.checks import one_of
+
+
+class Minimax:
+    """min_G max_D E log sigma(D(x)) + E log(1 - sigma(D(G(z)))).
+
+    I. Goodfellow et al. Generative Adversarial Nets. NIPS 2014, arXiv:1406.2661, eq. 1.
+    G descends log(1 - sigma(D)), whose derivative by D is -sigma(D): next to nothing
+    where D is sure of itself, at the start of all games.
+    """
+
+    name, threshold = "minimax", 0.0
+
+    @staticmethod
+    def discriminator(real, generated):
+        return ops.softplus(-real) + ops.softplus(generated)
+
+    @staticmethod
+    def generator(generated):
+        return -ops.softplus(generated)
+
+
+class NonSaturating(Minimax):
+    """The same D; G ascends log sigma(D(G(z))) (Goodfellow et al. 2014, section 3). The
+    derivative by D is -(1 - sigma(D)): Minimax's times (1 - sigma(D)) / sigma(D)."""
+
+    name = "non_saturating"
+
+    @staticmethod
+    def generator(generated):
+        return ops.softplus(-generated)
+
+
+class LeastSquares:
+    """D to 1 on real images and 0 on generated ones, G to 1; halves of squares.
+
+    X. Mao et al. Least Squares Generative Adversarial Networks. ICCV 2017,
+        arXiv:1611.04076, eq. 9.
+    """
+
+    name, threshold = "least_squares", 0.5
+
+    @staticmethod
+    def discriminator(real, generated):
+        return 0.5 * (ops.square(real - 1.0) + ops.square(generated))
+
+    @staticmethod
+    def generator(generated):
+        return 0.5 * ops.square(generated - 1.0)
+
+
+class Hinge:
+    """D to 1 and above on real images, to -1 and below on generated ones; G ascends D.
+
+    J. H. Lim, J. C. Ye. Geometric GAN. 2017, arXiv:1705.02894
+    T. Miyato, T. Kataoka, M. Koyama, Y. Yoshida. Spectral Normalization for Generative
+        Adversarial Networks. ICLR 2018, arXiv:1802.05957, eqs. 16 and 17
+    """
+
+    name, threshold = "hinge", 0.0
+
+    @staticmethod
+    def discriminator(real, generated):
+        return ops.relu(1.0 - real) + ops.relu(1.0 + generated)
+
+    @staticmethod
+    def generator(generated):
+        return -generated
+
+
+class Wasserstein:
+    """D, a critic, ascends E D(x) - E D(G(z)), which is Wasserstein's distance for the
+    best of the 1-Lipschitz ones; G ascends E D(G(z)).
+
+    M. Arjovsky, S. Chintala, L. Bottou. Wasserstein GAN. ICML 2017, arXiv:1701.07875,
+        eqs. 2 and 3.
+    """
+
+    name, threshold = "wasserstein", None
+
+    @staticmethod
+    def discriminator(real, generated):
+        return generated - real
+
+    @staticmethod
+    def generator(generated):
+        return -generated
+
+
+def loss_of(name):
+    """The class of losses called `name`."""
+    kinds = (Minimax, NonSaturating, LeastSquares, Hinge, Wasserstein)
+    known = {kind.name: kind for kind in kinds}
+    one_of("loss", name, tuple(known))
+    return known[name]
+
+
+def measures(kind):
+    """Names of what `measured` gives."""
+    if kind.threshold is None:
+        return ["critic_difference"]
+    return ["accuracy_real", "accuracy_generated"]
+
+
+def measured(kind, real, generated):
+    """How well D tells the two apart, by its logits: {name: (B,)}."""
+    if kind.threshold is None:
+        values = [real - generated]
+    else:
+        right = [real > kind.threshold, generated <= kind.threshold]
+        values = [ops.cast(r, "float32") for r in right]
+    return dict(zip(measures(kind), values, strict=True))
+
+
+def squared_norms(gradient):
+    """||gradient||_2^2 of each image, float32: (B, H, W, C) -> (B,)."""
+    return ops.sum(ops.square(ops.cast(gradient, "float32")), axis=(1, 2, 3))
+
+
+def norms(gradient):
+    """||gradient||_2 of each image, differentiable at zero, where its derivative is
+    taken to be zero: (B, H, W, C) -> (B,)."""
+    squared = squared_norms(gradient)
+    zero = ops.equal(squared, 0.0)
+    return ops.where(zero, 0.0, ops.sqrt(ops.where(zero, 1.0, squared)))
+
+
+def gradient_penalty(gradient):
+    """(||grad D(x^)||_2 - 1)^2 of each image, from that gradient: (B,).
+
+    I. Gulrajani, F. Ahmed, M. Arjovsky, V. Dumoulin, A. Courville. Improved Training of
+        Wasserstein GANs. NIPS 2017, arXiv:1704.00028, eq. 3
+    """
+    return ops.square(norms(gradient) - 1.0)
+
+
+def r1_penalty(gradient):
+    """||grad D(x)||_2^2 / 2 of each real image, from that gradient: (B,).
+
+    L. Mescheder, A. Geiger, S. Nowozin. Which Training Methods for GANs do actually
+        Converge? ICML 2018, arXiv:1801.04406, eq. 9
+    """
+    return 0.5 * squared_norms(gradient)

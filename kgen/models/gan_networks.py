@@ -1,0 +1,273 @@
+"""The generators and discriminators that a GAN can have by name. Labels enter as
+one-hot vectors: of the generator beside z, of the discriminator as maps of their own.
+
+    mlp      I. Goodfellow et al. Generative Adversarial Nets. NIPS 2014,
+             arXiv:1406.2661: rectified layers; maxout layers of 5 pieces with dropout
+    dcgan    A. Radford, L. Metz, S. Chintala. ICLR 2016, arXiv:1511.06434: strided
+             5x5 convolutions, batch normalisation, widths that double as maps halve
+    infogan  M. Lucic et al. Are GANs Created Equal? NeurIPS 2018, arXiv:1711.10337: two
+             4x4 strided convolutions and a layer of 16 times as many units
+
+Shapes: B batch, L latents, (H, W, C) image, F filters, K classes.
+"""
+
+import keras
+from keras import layers, ops
+
+from kgen import random
+from kgen.checks import multiples, one_of
+from kgen.layers import Crop, SpectralNorm
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class Maxout(layers.Layer):
+    """The largest of each run of `pieces` features: (B, n pieces) -> (B, n)."""
+
+    def __init__(self, pieces, **kwargs):
+        super().__init__(**kwargs)
+        self.pieces = pieces
+
+    def call(self, x):
+        return ops.max(
+            ops.reshape(x, (-1, x.shape[-1] // self.pieces, self.pieces)), -1
+        )
+
+    def get_config(self):
+        return super().get_config() | {"pieces": self.pieces}
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class Clip(keras.constraints.Constraint):
+    """Weights clipped to [-limit, limit]."""
+
+    def __init__(self, limit):
+        self.limit = limit
+
+    def __call__(self, w):
+        return ops.clip(w, -self.limit, self.limit)
+
+    def get_config(self):
+        return {"limit": self.limit}
+
+
+class Prior:
+    """p(z) of latents (B, L): "normal", N(0, I), or "uniform", on [-1, 1]^L."""
+
+    def __init__(self, name, latent_dim):
+        one_of("prior", name, ("normal", "uniform"))
+        self.name, self.latent_dim = name, latent_dim
+
+    def draw(self, n, seed):
+        """n of them, from a Keras seed generator."""
+        shape = (n, self.latent_dim)
+        if self.name == "normal":
+            return keras.random.normal(shape, seed=seed)
+        return keras.random.uniform(shape, -1.0, 1.0, seed=seed)
+
+    def of(self, seeds):
+        """One for each seed, int32 (B, 2), and from nothing else."""
+        if self.name == "normal":
+            return random.normals(seeds, self.latent_dim, stream=1)
+        return 2.0 * random.uniforms(seeds, self.latent_dim, 1) - 1.0
+
+
+def networks(model, generator, discriminator):
+    """A GAN's networks: those given, whose outputs are checked, or those it names."""
+    one_of("architecture", model.architecture, ("mlp", "dcgan", "infogan"))
+    default = 1200 if model.architecture == "mlp" else 64
+    width = default if model.width is None else model.width
+    multiples(5 if model.architecture == "mlp" else 1, width=width)
+    shape, K, dtype = model.image_shape, model.num_classes, model.dtype_policy
+    normed = not (model.spectral_norm or model.gradient_penalty)
+    if not generator:
+        builder = Generator(shape, model.latent_dim, K, width, dtype)
+        generator = getattr(builder, model.architecture)()
+    if not discriminator:
+        builder = Discriminator(shape, K, width, model.spectral_norm, normed, dtype)
+        discriminator = getattr(builder, model.architecture)()
+    for network, source, target, what in (
+        (generator, (model.latent_dim,), shape, "images in 0..1"),
+        (discriminator, shape, (1,), "a logit"),
+    ):
+        taken = [keras.KerasTensor((None, *source))]
+        taken += [keras.KerasTensor((None, K))] if K else []
+        given = network(taken if K else taken[0]).shape
+        if tuple(given) != (None, *target):
+            raise ValueError(
+                f"The network '{network.name}' must give {(None, *target)}, {what}; "
+                f"got {tuple(given)}."
+            )
+    return generator, discriminator
+
+
+class Generator:
+    """Builds z (B, L) [, labels (B, K)] -> images in 0..1 (B, H, W, C)."""
+
+    def __init__(self, image_shape, latent_dim, num_classes, width, dtype):
+        self.image_shape, self.width = image_shape, width
+        self.dtype = {"dtype": dtype}
+        self.inputs = [layers.Input((latent_dim,))]
+        self.h = self.inputs[0]  # (B, L)
+        if num_classes:
+            self.inputs.append(layers.Input((num_classes,)))
+            self.h = layers.Concatenate(**self.dtype)(self.inputs)
+
+    def model(self, h):
+        return keras.Model(self.inputs, h, name="generator")
+
+    def mlp(self):
+        H, W, C = self.image_shape
+        h, same = self.h, {"kernel_initializer": _uniform(0.05)} | self.dtype
+        for _ in range(2):
+            h = layers.Dense(self.width, activation="relu", **same)(h)
+        h = layers.Dense(H * W * C, activation="sigmoid", **same)(h)
+        return self.model(layers.Reshape(self.image_shape, **self.dtype)(h))
+
+    def _normed(self, h, slope):
+        h = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **self.dtype)(h)
+        return layers.LeakyReLU(slope, **self.dtype)(h)
+
+    def _upward(self, h, maps, filters, kernel_size, slope):
+        """From the smallest map (B, h, w, F') to the image."""
+        same = {"kernel_initializer": _normal(), "padding": "same"} | self.dtype
+        C = self.image_shape[-1]
+        for size, width in zip(maps, [*filters, C], strict=True):
+            last = size == maps[-1]
+            how = {"activation": "sigmoid"} if last else {"use_bias": False}
+            h = layers.Conv2DTranspose(width, kernel_size, 2, **how, **same)(h)
+            h = Crop(size, **self.dtype)(h)
+            h = h if last else self._normed(h, slope)
+        return self.model(h)
+
+    def dcgan(self):
+        maps = halvings(self.image_shape[:2], least=4)  # from the image down
+        widths = [self.width * 2**i for i in range(len(maps) - 1)]
+        h = self._to_map(self.h, maps[-1], widths[-1], slope=0.0)
+        return self._upward(h, maps[-2::-1], widths[-2::-1], 5, slope=0.0)
+
+    def infogan(self):
+        maps = halvings(self.image_shape[:2], least=1)[:3]
+        h = layers.Dense(16 * self.width, use_bias=False, **self._dense())(self.h)
+        h = self._to_map(self._normed(h, 0.2), maps[-1], 2 * self.width, slope=0.2)
+        return self._upward(h, maps[-2::-1], [self.width] * (len(maps) - 2), 4, 0.2)
+
+    def _dense(self):
+        return {"kernel_initializer": _normal()} | self.dtype
+
+    def _to_map(self, h, size, width, slope):
+        units = size[0] * size[1] * width
+        h = self._normed(layers.Dense(units, use_bias=False, **self._dense())(h), slope)
+        return layers.Reshape((*size, width), **self.dtype)(h)
+
+
+class Discriminator:
+    """Builds images in 0..1 (B, H, W, C) [, labels (B, K)] -> logits (B, 1).
+
+    With `spectral_norm`, of all layers. Batch normalisation only with `batch_norm`:
+    spectral normalisation and gradient penalties go without (the latter are of each
+    example alone, which batch statistics are not).
+    """
+
+    def __init__(
+        self, image_shape, num_classes, width, spectral_norm, batch_norm, dtype
+    ):
+        self.image_shape, self.num_classes, self.width = image_shape, num_classes, width
+        self.spectral_norm, self.batch_norm = spectral_norm, batch_norm
+        self.dtype = {"dtype": dtype}
+        self.inputs = [layers.Input(image_shape)]
+        if num_classes:
+            self.inputs.append(layers.Input((num_classes,)))
+
+    def _linear(self, layer, h, *args, **kwargs):
+        if not self.spectral_norm:
+            return layer(*args, **kwargs, **self.dtype)(h)
+        layer = layer(*args, use_bias=False, **kwargs, **self.dtype)
+        return SpectralNorm(layer, **self.dtype)(h)
+
+    def model(self, h, **how):
+        h = layers.Flatten(**self.dtype)(h)
+        h = self._linear(layers.Dense, h, 1, **how)
+        return keras.Model(self.inputs, h, name="discriminator")
+
+    def mlp(self):
+        h = layers.Flatten(**self.dtype)(self.inputs[0])
+        if self.num_classes:
+            h = layers.Concatenate(**self.dtype)([h, self.inputs[1]])
+        how = {"kernel_initializer": _uniform(0.005)}
+        for i, rate in enumerate((0.2, 0.5)):
+            h = layers.Dropout(rate, seed=i, **self.dtype)(h)
+            h = self._linear(layers.Dense, h, self.width, **how)
+            h = Maxout(5, **self.dtype)(h)
+        h = layers.Dropout(0.5, seed=2, **self.dtype)(h)
+        return self.model(h, **how)
+
+    def _image_and_label(self):
+        if not self.num_classes:
+            return self.inputs[0]
+        H, W, _ = self.image_shape
+        maps = layers.RepeatVector(H * W, **self.dtype)(self.inputs[1])
+        maps = layers.Reshape((H, W, self.num_classes), **self.dtype)(maps)
+        return layers.Concatenate(**self.dtype)([self.inputs[0], maps])
+
+    def _downward(self, widths, kernel_size):
+        how = {"padding": "same", "kernel_initializer": _normal()}
+        h = self._image_and_label()
+        for i, width in enumerate(widths):
+            h = self._linear(layers.Conv2D, h, width, kernel_size, strides=2, **how)
+            h = self._activated(h, normed=i > 0)
+        return h
+
+    def _activated(self, h, normed):
+        if normed and self.batch_norm:
+            h = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **self.dtype)(h)
+        return layers.LeakyReLU(0.2, **self.dtype)(h)
+
+    def dcgan(self):
+        count = len(halvings(self.image_shape[:2], least=4)) - 1
+        h = self._downward([self.width * 2**i for i in range(count)], 5)
+        return self.model(h, kernel_initializer=_normal())
+
+    def infogan(self):
+        count = len(halvings(self.image_shape[:2], least=1)[:3]) - 1
+        h = self._downward([self.width * 2**i for i in range(count)], 4)
+        h = layers.Flatten(**self.dtype)(h)
+        normal = {"kernel_initializer": _normal()}
+        h = self._linear(layers.Dense, h, 16 * self.width, **normal)
+        return self.model(self._activated(h, normed=True), **normal)
+
+
+def limit(network, c):
+    """Has optimizers clip the network's weights to [-c, c] after each step."""
+    for v in network.trainable_variables:
+        v.constraint = Clip(c)
+
+
+def frozen_copy(network):
+    """A network of the same layers and weights, which nothing trains."""
+    copy = type(network).from_config(network.get_config())
+    copy.set_weights(network.get_weights())
+    copy.trainable = False
+    return copy
+
+
+def follow(average, network, m):
+    """Moves the weights of a copy to m times themselves + (1 - m) times network's."""
+    for v, w in zip(average.weights, network.weights, strict=True):
+        v.assign(m * v + (1.0 - m) * w)
+
+
+def halvings(size, least):
+    """Map sizes from the image's down, halved (rounded up) once and then until the next
+    one's longer side would be below `least`."""
+    maps = [tuple(size), tuple(-(-n // 2) for n in size)]
+    while (max(maps[-1]) + 1) // 2 >= least and max(maps[-1]) > 1:
+        maps.append(tuple(-(-n // 2) for n in maps[-1]))
+    return maps
+
+
+def _normal():
+    return keras.initializers.RandomNormal(stddev=0.02)
+
+
+def _uniform(limit):
+    return keras.initializers.RandomUniform(-limit, limit)
