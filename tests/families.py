@@ -44,6 +44,17 @@ def own_networks():
     return VAE(SHAPE, LEVELS, latent_dim=3, encoder=encoder, decoder=decoder)
 
 
+def gan(**kwargs):
+    """With larger weights: a new generator's images are all the same grey."""
+    model = GAN(SHAPE, LEVELS, latent_dim=3, **kwargs)
+    for v in model.generator.trainable_variables:
+        if len(v.shape) > 1:
+            v.assign(15.0 * v)
+    if model.ema is not None:
+        model.average.set_weights(model.generator.get_weights())
+    return model
+
+
 def conditional():
     return VAE(SHAPE, LEVELS, CLASSES, latent_dim=3, hidden_units=(8,))
 
@@ -55,14 +66,9 @@ FAMILIES = {
     ),
     "vae-conditional": conditional,
     "vae-own-networks": own_networks,
-    "gan": lambda: GAN(
-        SHAPE, LEVELS, latent_dim=3, width=4, ema=0.9, gradient_norms=True
-    ),
-    "gan-critic": lambda: GAN(
-        SHAPE,
-        LEVELS,
-        CLASSES,
-        latent_dim=3,
+    "gan": lambda: gan(width=4, ema=0.9, gradient_norms=True),
+    "gan-critic": lambda: gan(
+        num_classes=CLASSES,
         architecture="mlp",
         width=10,
         loss="wasserstein",

@@ -81,9 +81,9 @@ def gan():
         (8, 8, 1), 17, latent_dim=4, width=4, loss="hinge", r1_penalty=1.0, ema=0.9
     )
     rng = np.random.default_rng(3)
-    for network in (model.generator, model.discriminator, model.average):
-        for v in network.trainable_variables:
-            v.assign(rng.normal(0, 0.2, v.shape))
+    for v in model.trainable_variables:
+        v.assign(rng.normal(0, 0.2, v.shape))
+    model.average.set_weights(model.generator.get_weights())
     x = rng.integers(0, 17, (32, 8, 8, 1)).astype("uint8")
     z = rng.normal(size=(32, 4)).astype("float32")
     before = [numpy(v) for v in model.weights]

@@ -1,9 +1,13 @@
 """GANs: losses against float64 formulas, D against its optimum in closed form, what a
 step changes and leaves, penalties against central differences, all modes of a toy."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
+import resume_child
 from families import SHAPE
 from keras import layers, ops
 
@@ -420,6 +424,46 @@ def test_the_line_between_real_and_generated_is_walked_by_each_image_for_itself(
     assert abs(np.sort(a) - np.linspace(0, 1, 5000)).max() < 0.03  # Kolmogorov
     penalty = numpy(seen[1]) - (-32.0)  # D(0) - D(1), less that
     np.testing.assert_allclose(penalty, (8 * a - 1) ** 2, rtol=1e-3, atol=1e-3)
+
+
+RESUMED = {
+    "dcgan": {"width": 4, "ema": 0.9, "num_classes": 10},
+    "critic": {
+        "architecture": "infogan",
+        "width": 4,
+        "loss": "wasserstein",
+        "discriminator_steps": 2,
+        "ema": 0.9,
+    },
+    "spectral": {"width": 4, "spectral_norm": True, "loss": "hinge", "r1_penalty": 0.1},
+    "mlp": {"architecture": "mlp", "width": 10, "loss": "minimax"},  # dropout
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_saved_game_goes_on_bit_for_bit_in_a_new_process(case, tmp_path):
+    def new():
+        keras.utils.set_random_seed(4)
+        model = GAN(SHAPE, 17, latent_dim=3, **RESUMED[case])
+        model.compile(
+            generator_optimizer=keras.optimizers.Adam(1e-3, beta_1=0.5),
+            discriminator_optimizer=keras.optimizers.RMSprop(1e-3),
+        )
+        return model
+
+    whole = new()
+    resume_child.train(whole, 0, resume_child.EPOCHS)
+    half = new()
+    resume_child.train(half, 0, resume_child.HALF)
+    half.save(tmp_path / "half.keras")
+    child = [sys.executable, resume_child.__file__, "half.keras", "state.npz"]
+    done = subprocess.run(child, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(tmp_path / "state.npz") as resumed:
+        expected = resume_child.state(whole)
+        assert len(resumed.files) == len(expected)
+        for name, value in zip(resumed.files, expected, strict=True):
+            np.testing.assert_array_equal(resumed[name], value)
 
 
 # What the constructor promises

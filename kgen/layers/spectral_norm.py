@@ -38,7 +38,7 @@ class SpectralNorm(layers.Wrapper):
             )
 
     def build(self, input_shape):
-        self.layer.build(input_shape)
+        super().build(input_shape)
         outputs = self.layer.kernel.shape[-1]
         self.bias = self.add_weight(shape=(outputs,), initializer="zeros", name="bias")
         self.u = self.add_weight(
