@@ -138,12 +138,16 @@ def _best_so_far(history):
     return min(losses, default=None)
 
 
-def fit(args, model, splits, *, every, samples=64, averaged=False):
+def fit(
+    args, model, splits, *, every, samples=64, averaged=False, best=True, callbacks=()
+):
     """Prints what is resolved, trains, and leaves in the model the weights that were
     best on the validation images. Returns the seconds it took.
 
     `every` so many epochs, pictures are drawn, with so many `samples`. `averaged`: the
     optimizer keeps a moving average of the weights, which is to be validated and kept.
+    Not `best`: the last epoch's weights, for a loss that says nothing of quality.
+    `callbacks`: more of them, whose logs go into history.csv.
 
     Every epoch's state is in `<out>/backup`: `--resume` continues from the last one.
     """
@@ -152,7 +156,7 @@ def fit(args, model, splits, *, every, samples=64, averaged=False):
     import kgen
 
     out = Path(args.out)
-    best = out / "best.weights.h5"
+    kept = out / "best.weights.h5"
     prepare(out, args.resume)
     describe(args, model, splits)
     reconstructions = []
@@ -170,6 +174,15 @@ def fit(args, model, splits, *, every, samples=64, averaged=False):
     first, last = [], [backup]
     if averaged:
         first, last = [backup, keras.callbacks.SwapEMAWeights(swap_on_epoch=True)], []
+    checkpoints = []
+    if best:
+        threshold = _best_so_far(out / "history.csv")
+        how = {"save_best_only": True, "save_weights_only": True}
+        checkpoints = [
+            keras.callbacks.ModelCheckpoint(
+                kept, initial_value_threshold=threshold, **how
+            )
+        ]
     start = time.time()
     model.fit(
         kgen.data.Batches(splits.train, batch_size=args.batch_size, seed=args.seed),
@@ -178,12 +191,8 @@ def fit(args, model, splits, *, every, samples=64, averaged=False):
         verbose=0,
         callbacks=[
             *first,
-            keras.callbacks.ModelCheckpoint(
-                best,
-                save_best_only=True,
-                save_weights_only=True,
-                initial_value_threshold=_best_so_far(out / "history.csv"),
-            ),
+            *checkpoints,
+            *callbacks,
             keras.callbacks.CSVLogger(out / "history.csv", append=args.resume),
             kgen.callbacks.SampleGrid(out / "epochs", n=samples, every=every),
             *reconstructions,
@@ -195,8 +204,8 @@ def fit(args, model, splits, *, every, samples=64, averaged=False):
         ],
     )
     seconds = time.time() - start
-    if best.exists():
-        model.load_weights(best)
+    if kept.exists():
+        model.load_weights(kept)
     return seconds
 
 

@@ -1,0 +1,107 @@
+"""What the recipes of GANs do around their games: play several, measure, draw, keep.
+
+A GAN has no likelihood to be judged by, and its losses say nothing of quality. So the
+last epoch's weights are taken, 10,000 samples are measured against the test images by
+distances over given features, beside the training images' own distance, the floor; and
+several seeds are played, as one alone tells little.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+from common import fit, write_results
+
+SAMPLES = 10_000
+
+
+def play(args, splits, name, model, callbacks=()):
+    """One game, in `<out>/<name>`; returns the seconds it took."""
+    import kgen
+
+    own = argparse.Namespace(**vars(args) | {"out": f"{args.out}/{name}"})
+    watch = [kgen.callbacks.CollapseGuard(stop=False), *callbacks]
+    if measurable(splits):
+        distances = _distances(splits, splits.validation)
+        n = min(1000, len(splits.validation))
+        every = max(1, args.epochs // 5)
+        watch.append(kgen.callbacks.SampleDistances(distances, n=n, every=every))
+    every = max(1, args.epochs // 10)
+    return fit(own, model, splits, every=every, best=False, callbacks=watch)
+
+
+def measurable(splits):
+    """Whether the features are of such images."""
+    return tuple(splits.image_shape) == (28, 28, 1)
+
+
+def _distances(splits, reference):
+    import kgen
+
+    features = kgen.metrics.mnist_features()
+    levels = splits.levels
+    return kgen.metrics.Distances(features, "mnist", reference, splits.train, levels)
+
+
+def finish(args, splits, games, seconds):
+    """Measures, draws and keeps each of the games, {name: model}; reads the test
+    images, once. The first is exported."""
+    import kgen
+
+    out = Path(args.out)
+    results = {"training_seconds": round(seconds, 1), "resumed": args.resume}
+    measured = {}
+    distances = _distances(splits, splits.test) if measurable(splits) else None
+    for name, model in games.items():
+        grid = model.sample(100, seed=0, verbose=0)
+        print(kgen.callbacks.save_grid(out / f"{name}.png", grid, model.levels))
+        model.save(out / name / "model.keras")
+        if distances:
+            images = model.sample(min(SAMPLES, len(splits.test)), seed=0, verbose=0)
+            measured[name] = distances(images)
+            results |= {f"{name}_{k}": v for k, v in measured[name].items()}
+    results |= _spread(list(measured.values()))
+    model = next(iter(games.values()))
+    exported = model.export(kgen.export.next_version(Path("saved_models") / args.name))
+    write_results(out / "metrics.json", args, model, splits, results)
+    _print(measured, results)
+    print(f"{out / 'metrics.json'}\n{exported}/")
+
+
+def _spread(runs):
+    """Mean and standard deviation over the games of one kind."""
+    if len(runs) < 2:
+        return {}
+    names = [k for k in runs[0] if not k.endswith(("_floor", "_images", "_se"))]
+    values = {k: [run[k] for run in runs] for k in names}
+    return {f"mean_{k}": statistics.mean(v) for k, v in values.items()} | {
+        f"stdev_{k}": statistics.stdev(v) for k, v in values.items()
+    }
+
+
+def _print(measured, results):
+    """A row for each measure: each game's, in brackets that of the data itself."""
+    for measure in next(iter(measured.values()), {}):
+        if measure.endswith(("_floor", "_images", "_se")):
+            continue
+        values = "  ".join(f"{run[measure]:.4g}" for run in measured.values())
+        floor = next(iter(measured.values()))[f"{measure}_floor"]
+        spread = ""
+        if f"mean_{measure}" in results:
+            mean, deviation = (results[f"{k}_{measure}"] for k in ("mean", "stdev"))
+            spread = f"  mean {mean:.4g} +- {deviation:.2g}"
+        print(f"{measure:28}{values}{spread}  ({floor:.4g})")
+
+
+def seeds_of(args, make, splits):
+    """Plays `make()` from `args.seeds` seeds, one after another: ({name: model},
+    seconds)."""
+    import keras
+
+    games, seconds = {}, 0.0
+    for seed in range(args.seed, args.seed + args.seeds):
+        keras.utils.set_random_seed(seed)
+        name, model = f"seed_{seed}", make()
+        seconds += play(args, splits, name, model)
+        games[name] = model
+    return games, seconds
