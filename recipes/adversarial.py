@@ -43,9 +43,10 @@ def _distances(splits, reference):
     return kgen.metrics.Distances(features, "mnist", reference, splits.train, levels)
 
 
-def finish(args, splits, games, seconds):
+def finish(args, splits, games, seconds, *, alike=True):
     """Measures, draws and keeps each of the games, {name: model}; reads the test
-    images, once. The first is exported."""
+    images, once. The first is exported. `alike`: they differ by their seed alone, so
+    that a mean says something."""
     import kgen
 
     out = Path(args.out)
@@ -60,7 +61,8 @@ def finish(args, splits, games, seconds):
             images = model.sample(min(SAMPLES, len(splits.test)), seed=0, verbose=0)
             measured[name] = distances(images)
             results |= {f"{name}_{k}": v for k, v in measured[name].items()}
-    results |= _spread(list(measured.values()))
+    if alike and len(measured) > 1:
+        results |= _spread(list(measured.values()))
     model = next(iter(games.values()))
     exported = model.export(kgen.export.next_version(Path("saved_models") / args.name))
     write_results(out / "metrics.json", args, model, splits, results)
@@ -69,9 +71,7 @@ def finish(args, splits, games, seconds):
 
 
 def _spread(runs):
-    """Mean and standard deviation over the games of one kind."""
-    if len(runs) < 2:
-        return {}
+    """Mean and standard deviation over games."""
     names = [k for k in runs[0] if not k.endswith(("_floor", "_images", "_se"))]
     values = {k: [run[k] for run in runs] for k in names}
     return {f"mean_{k}": statistics.mean(v) for k, v in values.items()} | {

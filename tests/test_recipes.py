@@ -96,6 +96,45 @@ def test_smoke_run_reaches_the_saved_model(recipe, tmp_path):
     assert results["test_bits_per_dim"] > 0
 
 
+GANS = ("gan_mlp_mnist", "wgan_gp_mnist", "sngan_mnist", "dcgan_fashion_mnist")
+
+
+@pytest.mark.parametrize("recipe", GANS if kgen.backend.name == "torch" else GANS[:1])
+def test_smoke_run_of_a_game(recipe, tmp_path):
+    """On 8x8 digits, and one on MNIST, for which there are features."""
+    pytest.importorskip("tensorflow")
+    flags = ["--smoke", "--seed", "3", "--width", "10"]
+    measured = recipe == "wgan_gp_mnist" and prepared("mnist")
+    flags += [] if measured else ["--data", "digits"]
+    several = ["seed_3", "seed_4"]
+    if recipe == "gan_mlp_mnist":
+        several = ["non_saturating", "minimax"]
+    else:
+        flags += ["--seeds", "2"]
+    done = run(f"{recipe}.py", *flags, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    out = tmp_path / "runs" / f"{recipe}_smoke"
+    results = json.loads((out / "metrics.json").read_text())["results"]
+    for name in several:
+        assert np.asarray(Image.open(out / f"{name}.png")).shape[0] > 100
+        assert keras.models.load_model(out / name / "model.keras").compiled
+        history = (out / name / "history.csv").read_text().splitlines()
+        rows = list(csv.DictReader(history))
+        assert len(rows) == 2 and float(rows[1]["val_generator_loss"])
+        distance = f"{name}_mnist_frechet_distance"
+        assert (distance in results) == (f"{distance}_floor" in results) == measured
+    if measured:
+        pair = [results[f"{n}_mnist_frechet_distance"] for n in several]
+        assert results["mean_mnist_frechet_distance"] == pytest.approx(np.mean(pair))
+        spread = results["stdev_mnist_frechet_distance"]
+        assert spread == pytest.approx(np.std(pair, ddof=1))
+        assert "mean" in done.stdout
+    if recipe == "gan_mlp_mnist":
+        assert np.asarray(Image.open(out / "gradient_norms.png")).std() > 1
+    version = tmp_path / "saved_models" / f"{recipe}_smoke" / "1"
+    assert (version / "saved_model.pb").exists()
+
+
 def test_the_feature_recipe_reaches_its_model_and_floors(tmp_path):
     done = run("mnist_features.py", "--smoke", "--data", "digits", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,39 @@
+"""DCGAN on Fashion-MNIST, from three seeds.
+
+python recipes/dcgan_fashion_mnist.py --backend tensorflow
+"""
+
+from adversarial import finish, seeds_of
+from common import arguments, load
+
+args = arguments(
+    __doc__,
+    "dcgan_fashion_mnist",
+    data="fashion_mnist",
+    epochs=6,
+    batch_size=64,
+    width=32,
+    seeds=3,
+)
+
+import keras
+
+import kgen
+
+splits = load(args)
+
+
+def game():
+    model = kgen.models.GAN(
+        splits.image_shape,
+        splits.levels,
+        architecture="dcgan",
+        width=args.width,
+        ema=0.999,
+    )
+    model.compile(keras.optimizers.Adam(2e-4, beta_1=0.5))
+    return model
+
+
+games, seconds = seeds_of(args, game, splits)
+finish(args, splits, games, seconds)

@@ -1,0 +1,102 @@
+"""The game of 2014 on MNIST, twice: with the minimax loss and the non-saturating one.
+
+python recipes/gan_mlp_mnist.py --backend jax
+"""
+
+import csv
+import os
+from pathlib import Path
+
+from adversarial import finish, play
+from common import arguments, load
+
+args = arguments(
+    __doc__, "gan_mlp_mnist", data="mnist", epochs=20, batch_size=100, width=1200
+)
+
+import keras
+import numpy as np
+
+import kgen
+
+WINDOW = 20  # steps that a point of the plot is the mean of
+
+
+class Steps(keras.callbacks.Callback):
+    """What `fit` reports, as means over WINDOW steps in place of the epoch so far:
+    written to `path` after each epoch."""
+
+    shown = ("generator_gradient_norm", "accuracy_real", "accuracy_generated")
+
+    def __init__(self, path):
+        super().__init__()
+        self.path = Path(path)
+
+    def on_train_begin(self, logs=None):
+        self.rows = []
+        if args.resume and self.path.exists():
+            lines = self.path.read_text().splitlines()
+            self.rows = [list(map(float, row)) for row in csv.reader(lines)]
+
+    def on_epoch_begin(self, epoch, logs=None):
+        first = epoch * self.params["steps"]
+        self.rows = [row for row in self.rows if row[0] <= first]
+        self.first, self.last = first, np.zeros(len(self.shown))
+
+    def on_train_batch_end(self, batch, logs=None):
+        window = min(WINDOW, self.params["steps"])
+        if (batch + 1) % window == 0:  # logs are means over the epoch's batches so far
+            total = (batch + 1) * np.array([float(logs[k]) for k in self.shown])
+            means = (total - self.last) / window
+            self.rows.append([self.first + batch + 1, *means])
+            self.last = total
+
+    def on_epoch_end(self, epoch, logs=None):
+        with kgen.files.atomic(self.path) as unfinished:
+            with open(unfinished, "w", newline="") as file:
+                csv.writer(file).writerows(self.rows)
+
+
+def plot(path, games):
+    """The generators' gradient norms and D's accuracies over the steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 7), sharex=True)
+    for name, steps in games.items():
+        step, norm, *right = np.array(steps.rows).T
+        above.plot(step, norm, label=name, lw=1)
+        below.plot(step, np.mean(right, axis=0), label=name, lw=1)
+    above.set(yscale="log", ylabel="||gradient of G's weights||")
+    below.set(xlabel="step", ylabel="D's accuracy, both kinds of images")
+    for axis in (above, below):
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.tight_layout()
+    with kgen.files.atomic(path) as unfinished:
+        figure.savefig(unfinished, dpi=100, format="png")
+    print(path)
+
+
+splits = load(args)
+models, watched, seconds = {}, {}, 0.0
+os.makedirs(args.out, exist_ok=True)
+for loss in ("non_saturating", "minimax"):
+    keras.utils.set_random_seed(args.seed)
+    model = kgen.models.GAN(
+        splits.image_shape,
+        splits.levels,
+        latent_dim=100,
+        loss=loss,
+        architecture="mlp",
+        width=args.width,
+        prior="uniform",
+        gradient_norms=True,
+    )
+    model.compile(keras.optimizers.Adam(2e-4, beta_1=0.5))
+    models[loss], watched[loss] = model, Steps(f"{args.out}/{loss}_steps.csv")
+    seconds += play(args, splits, loss, model, [watched[loss]])
+plot(Path(args.out) / "gradient_norms.png", watched)
+finish(args, splits, models, seconds, alike=False)
