@@ -1,4 +1,4 @@
-"""DCGAN on Fashion-MNIST, from three seeds.
+"""DCGAN on Fashion-MNIST.
 
 python recipes/dcgan_fashion_mnist.py --backend tensorflow
 """
@@ -13,7 +13,7 @@ args = arguments(
     epochs=6,
     batch_size=64,
     width=32,
-    seeds=3,
+    seeds=1,
 )
 
 import keras

@@ -24,10 +24,10 @@ def game():
         loss="wasserstein",
         architecture="infogan",
         width=args.width,
-        discriminator_steps=5,
-        ema=0.999,
+        discriminator_steps=3,
+        ema=0.995,
     )
-    model.compile(keras.optimizers.Adam(2e-4, beta_1=0.5, beta_2=0.9))
+    model.compile(keras.optimizers.Adam(5e-4, beta_1=0.5, beta_2=0.9))
     return model
 
 

@@ -14,6 +14,7 @@ from kgen.models import (
     PixelCNN,
     PixelCNNPlusPlus,
     RowLSTM,
+    incremental,
 )
 from kgen.models.autoregressive import naively_filled
 
@@ -54,10 +55,11 @@ def case(name, shape, levels, num_classes=2):
     return randomized(kind(shape, levels, num_classes, **kwargs))
 
 
-def incremental_logits(model, x, labels):
+def incremental_logits(model, x, labels, known_rows=0):
     """What the sampler's network gives at every dimension (the first parameter of
     each), when all that it draws happens to be x: a likelihood that draws the true
-    value, which its uniforms carry, with the parameter packed on top."""
+    value, which its uniforms carry, with the parameter packed on top. Of the rows that
+    are known, zeros."""
     levels, likelihood, scale = model.levels, model.likelihood, model.scale
     per_channel = model.num_outputs // x.shape[-1]
 
@@ -70,8 +72,10 @@ def incremental_logits(model, x, labels):
 
     model.likelihood, model.scale = Packed(), lambda x: scale(ops.mod(x, levels))
     try:
-        fill = backend.compiled(model, lambda x, u, y: model.fill(x, u, 0, y))
-        packed = fill(np.zeros_like(x, "int32"), x.astype("float32"), labels)
+        fill = backend.compiled(model, lambda x, u, y: model.fill(x, u, known_rows, y))
+        given = x.astype("int32")
+        given[:, known_rows:] = 0
+        packed = fill(given, x.astype("float32"), labels)
     finally:
         model.likelihood, model.scale = likelihood, scale
     packed = numpy(packed)
@@ -91,6 +95,38 @@ def test_incremental_logits_are_the_parallel_ones(name, grid, rng):
     np.testing.assert_allclose(out, parallel, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", [n for n in CASES if n != "fvbn"])
+def test_rows_that_are_known_leave_what_drawing_them_would(name, rng):
+    """Known rows pass all pixels at once: what follows from them is the same."""
+    shape, levels = (6, 7, 1), 5
+    model = case(name, shape, levels)
+    x, labels = rng.integers(0, levels, (4, *shape)), np.array([0, 1, 1, 0], "int32")
+    parallel = numpy(model.logits(x, labels))[..., :: model.num_outputs]
+    for known in (1, 4, 5):
+        out = incremental_logits(model, x, labels, known)
+        assert np.all(out[:, :known] == 0)
+        np.testing.assert_allclose(out[:, known:], parallel[:, known:], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gated", "pixel-cnn", "row-lstm", "diagonal", "pp-3"])
+def test_known_rows_are_not_walked_pixel_by_pixel(name, rng, monkeypatch):
+    if backend.name != "torch":
+        pytest.skip("steps of a compiled loop cannot be counted")
+    model, steps = case(name, (4, 5, 1), 3), []
+
+    class Counted(incremental.Left):
+        def __init__(self, caches):
+            steps.append(1)
+            super().__init__(caches)
+
+    monkeypatch.setattr(incremental, "Left", Counted)
+    x, extra = rng.integers(0, 3, (2, 4, 5, 1)), getattr(model, "extra_columns", 0)
+    for known, walked in ((4, 0), (3, 1), (0, 4), ([4, 2], 2)):
+        steps.clear()
+        model.complete(x, known, seed=0, labels=np.array([0, 1]), verbose=0)
+        assert len(steps) == walked * (5 + extra)
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("name", MAIN)
 def test_half_precision_policies_draw(name, policy, rng):
@@ -102,14 +138,15 @@ def test_half_precision_policies_draw(name, policy, rng):
     assert len(np.unique(drawn[:, 1:])) == 3
 
 
-@pytest.mark.parametrize("name", MAIN)
-def test_images_are_those_of_the_naive_sampler(name, rng):
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("name", [*MAIN, "pp-3"])
+def test_images_are_those_of_the_naive_sampler(name, first, rng):
     shape, levels = (4, 5, 1), 3
     model = case(name, shape, levels)
     x = rng.integers(0, levels, (6, *shape)).astype("int32")
     labels = np.arange(6, dtype="int32") % 2
     u = numpy(model._uniforms(ops.convert_to_tensor(random.image_seeds(2, 6))))
-    known = np.array([0, 1, 2, 3, 4, 0], "int32")
+    known = np.maximum(np.array([0, 1, 2, 3, 4, 0], "int32"), first)
 
     def naive(x, u, known, y):
         return naively_filled(model, x, u, known, y)

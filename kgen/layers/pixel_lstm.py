@@ -117,8 +117,8 @@ class _IncrementalRow:
     """A Row LSTM layer for the sampler (kgen/models/incremental.py).
 
     `above(state)` is what the state of the row above gives to each pixel, `pixel(left,
-    above_j, x)` the layer at one: its h, what its right neighbour needs, and what
-    `end_row(state, kept)` makes the next row's state of.
+    name, above_j, x)` the layer at one, its caches in `left` called `name`: its h, and
+    what `end_row(state, kept)` makes the next row's state of.
     """
 
     def __init__(self, layer, of_label=None):
@@ -141,11 +141,12 @@ class _IncrementalRow:
         sums = shifts(h) @ self.from_state  # (B W, 4h)
         return ops.reshape(sums, (-1, h.shape[1], 4 * self.units)) + self.bias, c
 
-    def pixel(self, left, above, x):
+    def pixel(self, left, name, above, x):
         sums, c = above
-        gates = left @ self.from_input[0] + x @ self.from_input[1]  # (B, 4h)
+        before = left.neighbour(name, x)  # (B, F)
+        gates = before @ self.from_input[0] + x @ self.from_input[1]  # (B, 4h)
         h, c = lstm(gates, sums, c)
-        return h, x, (h, c)
+        return h, (h, c)
 
     def end_row(self, state, kept):
         del state
@@ -184,11 +185,16 @@ class _IncrementalDiagonal:
         right, left = state
         return self._above(right, 0), left
 
-    def pixel(self, left, above, x):
-        h, c = left
+    def pixel(self, left, name, above, x):
         sums, of_left_going = above
-        h, c = lstm(x @ self.from_input[0] + h @ self.before_k[0], sums, c)
-        return h + of_left_going, (h, c), (h, x)
+
+        def one_pixel(state, gates):
+            h, c = state
+            return lstm(gates, h @ self.before_k[0], c)
+
+        gates = x @ self.from_input[0] + sums  # (B, 4h)
+        h, _ = left.carried(name, one_pixel, gates)
+        return h + of_left_going, (h, x)
 
     def end_row(self, state, kept):
         """The row's own pass from right to left."""

@@ -33,8 +33,9 @@ from keras import layers, ops
 from kgen import backend
 from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
+from kgen.layers.incremental import Pointwise, flat
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import Pointwise, by_pixel, flat, pushed
+from kgen.models.incremental import by_pixel, pushed
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -277,18 +278,17 @@ class _Incremental:
 
     def start_left(self, rows):
         B = ops.shape(rows[0])[0]
-        return [block.no_left(B) for block in self.blocks[1:]]
+        return {i: block.no_left(B) for i, block in enumerate(self.blocks[1:])}
 
     def pixel(self, left, above, window):
         h = self.blocks[0].pixel(window, above[0])  # (B, F)
-        after = []
-        for block, cache, gates in zip(self.blocks[1:], left, above[1:], strict=True):
-            near = ops.concatenate([cache, h[:, None]], axis=1)  # (B, k/2 + 1, F)
-            after.append(near[:, 1:])
-            h = h + block.pixel(near, gates)
+        for i, (block, gates) in enumerate(
+            zip(self.blocks[1:], above[1:], strict=True)
+        ):
+            h = h + block.pixel(left.window(i, h), gates)  # of (B, k/2 + 1, F)
         for layer in self.head:
             h = layer(ops.relu(h))
-        return after, h, ()
+        return h, ()
 
     def end_row(self, rows, x, kept):
         del kept  # the vertical stack makes its own

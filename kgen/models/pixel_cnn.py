@@ -27,8 +27,9 @@ from keras import layers, ops
 
 from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
+from kgen.layers.incremental import Causal, Pointwise
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import Causal, Pointwise, by_pixel, pushed
+from kgen.models.incremental import by_pixel, pushed
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -157,21 +158,20 @@ class _Incremental:
 
     def start_left(self, rows):
         B = ops.shape(rows[0])[0]
-        return [conv.no_left(B) for conv in self.convs[1:]]
+        return {i: conv.no_left(B) for i, conv in enumerate(self.convs[1:])}
 
     def pixel(self, left, above, window):
         h = self.convs[0].pixel(window, above[0])  # (B, 2h)
-        after, kept = [], []
-        blocks = zip(self.convs[1:], self.around, left, above[1:], strict=True)
-        for conv, (down, up), cache, context in blocks:
+        kept = []
+        blocks = zip(self.convs[1:], self.around, above[1:], strict=True)
+        for i, (conv, (down, up), context) in enumerate(blocks):
             inner = ops.relu(down(ops.relu(h)))  # (B, h)
-            near = ops.concatenate([cache, inner[:, None]], axis=1)  # (B, k/2 + 1, h)
+            near = left.window(i, inner)  # (B, k/2 + 1, h)
             h = h + up(ops.relu(conv.pixel(near, context)))
-            after.append(near[:, 1:])
             kept.append(inner)
         for layer in self.head:
             h = layer(ops.relu(h))
-        return after, h, kept
+        return h, kept
 
     def end_row(self, rows, x, kept):
         new = [self.scale(x), *[by_pixel(k) for k in kept]]  # (B, W, ...)

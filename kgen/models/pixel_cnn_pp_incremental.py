@@ -11,8 +11,9 @@ Shapes: B batch, (H, W, C) image, F filters, w = ceil(W / 2^r) at resolution r.
 from keras import ops
 
 from kgen import backend
+from kgen.layers.incremental import CausalResnet, CausalWeightNorm
 from kgen.layers.weight_norm import doubled
-from kgen.models.incremental import CausalResnet, CausalWeightNorm, by_pixel
+from kgen.models.incremental import by_pixel
 
 
 def kept_where(due, new, old):
@@ -109,8 +110,6 @@ class Incremental:
             "low": [[], *rows["low"]],
         }
         spread = {k: self._spread(v) for k, v in by_resolution.items()}
-        W = self.widths[0]
-        spread["i"] = rows["i"] + ops.zeros((W,), "int32")
         spread["first"] = by_pixel(seen)
         return rows, spread
 
@@ -173,60 +172,60 @@ class Incremental:
         def zeros(n):
             return ops.zeros((B, n), self.dtype)
 
-        def pairs(blocks):
-            return [[[zeros(2 * self.F)] * 2 for _ in b] for b in blocks]
-
-        halve = [zeros(self.F) for _ in self.halve_ul]
-        return {
-            "j": ops.zeros((), "int32"),
-            "down": pairs(self.down_ul),
-            "up": pairs(self.up_ul),
-            "halve": halve,
-            "low": halve,
-        }
+        caches = {"i": rows["i"], "j": ops.zeros((), "int32")}
+        for way, groups in (("down", self.down_ul), ("up", self.up_ul)):
+            for r, blocks in enumerate(groups):
+                for n in range(len(blocks)):
+                    for k in range(2):  # of the block's two convolutions
+                        caches[f"{way}_{r}_{n}_{k}"] = zeros(2 * self.F)
+        for r in range(len(self.halve_ul)):
+            caches |= {f"halve_{r}": zeros(self.F), f"low_{r}": zeros(self.F)}
+        return caches
 
     def pixel(self, left, above, window):
-        due, due_row = self._due(left["j"]), self._due(above["i"])
-        after, kept = {"j": left["j"] + 1}, {}
-        passed = self._down(left, above, window, due, after, kept)
-        ul, R = passed.pop(), len(self.widths)
-        after["up"], kept["up"], kept["low"] = [None] * R, [None] * R, [None] * (R - 1)
-        for r in reversed(range(R)):
-            if r < R - 1:  # ul of resolution r + 1 at this pixel: new, or held
-                ul = kept_where(due[r + 1], ul, left["low"][r])
+        i, j = left.constant("i"), left.column("j")
+        due, due_row = self._due(j), self._due(i)
+        kept = {"up": [None] * len(due), "low": [None] * (len(due) - 1)}
+        passed = self._down(left, above, window, j, due, kept)
+        ul = passed.pop()
+        for r in reversed(range(len(due))):
+            if r < len(due) - 1:  # ul of resolution r + 1 at this pixel: new, or held
                 ul = ops.where(due_row[r + 1], ul, above["low"][r + 1])
+                ul = left.held(f"low_{r}", ul, 2 ** (r + 1), due[r + 1])
                 kept["low"][r] = ul
-                ul = self._doubled(ul, r, above["i"], left["j"])
-            after["up"][r], kept["up"][r] = [], []
+                ul = self._doubled(ul, r, i, j)
+            kept["up"][r] = []
             for n, block in enumerate(self.up_ul[r]):
-                before = left["up"][r][n]
+                before = self._before(left, f"up_{r}_{n}", r, due)
                 aux = ops.concatenate([above["u_up"][r][n], passed.pop()], axis=-1)
-                ul, new, keep = block.pixel(ul, before, above["up"][r][n], aux)
-                after["up"][r].append(kept_where(due[r], new, before))
+                ul, keep = block.pixel(ul, before, above["up"][r][n], aux)
                 kept["up"][r].append(keep)
-        after["low"] = kept["low"]
-        return after, self.head.point(ops.elu(ul)), kept
+        return self.head.point(ops.elu(ul)), kept
 
-    def _down(self, left, above, window, due, after, kept):
-        """The way down at a pixel: its features after each block (B, F). Fills `after`
-        and `kept`."""
-        after["down"], kept["down"], after["halve"], kept["halve"] = [], [], [], []
-        of_left = ops.where(left["j"] > 0, self._image(window[:, 0]), 0.0)
+    def _before(self, left, name, r, due):
+        def before(k, x):
+            return left.neighbour(f"{name}_{k}", x, 2**r, due[r])
+
+        return before
+
+    def _down(self, left, above, window, j, due, kept):
+        """The way down at a pixel: its features after each block (B, F), and `kept`."""
+        kept["down"], kept["halve"] = [], []
+        of_left = ops.where(j > 0, self._image(window[:, 0]), 0.0)
         ul = above["first"] + of_left @ self.first[2].kernel[1, 0]  # (B, F)
         passed = []
         for r, blocks in enumerate(self.down_ul):
             if r:
-                before = left["halve"][r - 1]
-                after["halve"].append(kept_where(due[r - 1], ul, before))
                 kept["halve"].append(ul)
+                name = f"halve_{r - 1}"
+                before = left.neighbour(name, ul, 2 ** (r - 1), due[r - 1])
                 ul = self.halve_ul[r - 1].pixel(before, ul, above["halve"][r - 1])
             passed.append(ul)
-            after["down"].append([])
             kept["down"].append([])
             for n, block in enumerate(blocks):
-                before, aux = left["down"][r][n], above["u_down"][r][n]
-                ul, new, keep = block.pixel(ul, before, above["down"][r][n], aux)
-                after["down"][r].append(kept_where(due[r], new, before))
+                before = self._before(left, f"down_{r}_{n}", r, due)
+                aux, context = above["u_down"][r][n], above["down"][r][n]
+                ul, keep = block.pixel(ul, before, context, aux)
                 kept["down"][r].append(keep)
                 passed.append(ul)
         return passed
@@ -234,9 +233,11 @@ class Incremental:
     def _doubled(self, ul, r, i, j):
         """From resolution r + 1 to r, at this pixel."""
         conv = self.double_ul[r]
-        kernel = ops.reshape(conv.kernel, (4, self.F, self.F))
-        which = i // 2**r % 2 * 2 + j // 2**r % 2
-        return ul @ ops.take(kernel, which, axis=0) + conv.b
+        kernel = ops.take(conv.kernel, i // 2**r % 2, axis=0)  # (2, F, F)
+        column = j // 2**r % 2
+        if not j.shape:
+            return ul @ ops.take(kernel, column, axis=0) + conv.b
+        return ops.where(ops.equal(column, 0), ul @ kernel[0], ul @ kernel[1]) + conv.b
 
     def _image(self, x):
         """As the network takes images: in -1..1, and ones."""

@@ -32,8 +32,9 @@ from keras import layers, ops
 
 from kgen.checks import multiples, odd, positive
 from kgen.layers import DiagonalBiLSTMLayer, RowLSTMLayer, ShiftedConv2D
+from kgen.layers.incremental import Causal, Pointwise
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import Causal, Pointwise, by_pixel, pushed
+from kgen.models.incremental import by_pixel, pushed
 
 
 class _PixelRNN(Autoregressive):
@@ -205,21 +206,20 @@ class _Incremental:
 
     def start_left(self, rows):
         B = ops.shape(rows[0])[0]
-        return [scan.no_left(B) for scan in self.scans]
+        return {i: scan.no_left(B) for i, scan in enumerate(self.scans)}
 
     def pixel(self, left, above, window):
         x = self.first.pixel(window, above[0])  # (B, 2h)
-        after, kept, skipped = [], [], 0.0
+        kept, skipped = [], 0.0
         for i, scan in enumerate(self.scans):
-            h, state, keep = scan.pixel(left[i], above[1 + i], x)
+            h, keep = scan.pixel(left, i, above[1 + i], x)
             x = x + self.ups[i](h)
             skipped = skipped + self.skips[i](h) if self.skips else skipped
-            after.append(state)
             kept.append(keep)
         x = x + skipped
         for layer in self.head:
             x = layer(ops.relu(x))
-        return after, x, kept
+        return x, kept
 
     def end_row(self, rows, x, kept):
         image, states = rows
