@@ -8,8 +8,9 @@ import keras
 import numpy as np
 import pytest
 import resume_child
-from families import SHAPE
+from families import SHAPE, gan
 from keras import layers, ops
+from scipy import stats
 
 import kgen
 from kgen import backend
@@ -520,7 +521,9 @@ def test_gradient_norms_are_those_of_the_step(digits):
 
 
 def test_evaluation_is_a_function_of_the_images(digits):
-    model = tiny()
+    model = gan(width=4)
+    for v in model.discriminator.trainable_variables:
+        v.assign(5.0 * v)
     model.compile("adam")
     whole = model.evaluate(digits[:90], batch_size=90, verbose=0)
     parts = model.evaluate(digits[:90], batch_size=40, verbose=0)
@@ -528,11 +531,25 @@ def test_evaluation_is_a_function_of_the_images(digits):
     logits = numpy(model.discriminate(digits[:90]))
     z = model.prior.of(kgen.random.image_keys(ops.convert_to_tensor(digits[:90])))
     made = numpy(model._logits(model._made(z)))
+    assert np.std(made) > 0.1  # which z it is makes a difference
     expected = np.mean(-log_sigmoid(logits) - log_sigmoid(-made))
     assert whole["discriminator_loss"] == pytest.approx(expected, rel=1e-4)
     assert whole["generator_loss"] == pytest.approx(np.mean(-log_sigmoid(made)), 1e-4)
     assert whole["accuracy_real"] == pytest.approx(np.mean(logits > 0), abs=1e-6)
     assert whole["accuracy_generated"] == pytest.approx(np.mean(made <= 0), abs=1e-6)
+
+
+@pytest.mark.parametrize("prior", ["normal", "uniform"])
+def test_latents_are_of_the_prior_in_training_and_in_use(prior):
+    model = tiny(prior=prior, latent_dim=5)
+    seeds = ops.convert_to_tensor(kgen.random.image_seeds(1, 4000))
+    drawn = model.prior.draw(4000, keras.random.SeedGenerator(3))
+    cdf = {"normal": stats.norm.cdf, "uniform": stats.uniform(-1, 2).cdf}[prior]
+    for z in (numpy(drawn), numpy(model.prior.of(seeds))):
+        assert z.shape == (4000, 5)
+        assert stats.kstest(z.ravel(), cdf).pvalue > 1e-3
+        off_diagonal = np.corrcoef(z.T) - np.eye(5)
+        assert np.abs(off_diagonal).max() < 0.1
 
 
 @pytest.mark.parametrize("architecture", ["mlp", "dcgan", "infogan"])

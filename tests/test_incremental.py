@@ -55,11 +55,11 @@ def case(name, shape, levels, num_classes=2):
     return randomized(kind(shape, levels, num_classes, **kwargs))
 
 
-def incremental_logits(model, x, labels, known_rows=0):
+def incremental_logits(model, x, labels, known_rows=(0,)):
     """What the sampler's network gives at every dimension (the first parameter of
     each), when all that it draws happens to be x: a likelihood that draws the true
-    value, which its uniforms carry, with the parameter packed on top. Of the rows that
-    are known, zeros."""
+    value, which its uniforms carry, with the parameter packed on top. A list, for each
+    of `known_rows`; of the rows that are known, zeros."""
     levels, likelihood, scale = model.levels, model.likelihood, model.scale
     per_channel = model.num_outputs // x.shape[-1]
 
@@ -72,15 +72,20 @@ def incremental_logits(model, x, labels, known_rows=0):
 
     model.likelihood, model.scale = Packed(), lambda x: scale(ops.mod(x, levels))
     try:
-        fill = backend.compiled(model, lambda x, u, y: model.fill(x, u, known_rows, y))
-        given = x.astype("int32")
-        given[:, known_rows:] = 0
-        packed = fill(given, x.astype("float32"), labels)
+        fill = backend.compiled(model, lambda x, u, k, y: model.fill(x, u, k, y))
+        if known_rows == (0,):  # as `sample` does: no row can be known
+            fill = backend.compiled(model, lambda x, u, k, y: model.fill(x, u, 0, y))
+        packed = []
+        for known in known_rows:
+            given = x.astype("int32")
+            given[:, known:] = 0
+            rows = np.array(known, "int32")
+            packed.append(numpy(fill(given, x.astype("float32"), rows, labels)))
     finally:
         model.likelihood, model.scale = likelihood, scale
-    packed = numpy(packed)
-    np.testing.assert_array_equal(packed % levels, x)
-    return (packed // levels) / 2e4
+    for p in packed:
+        np.testing.assert_array_equal(p % levels, x)
+    return [(p // levels) / 2e4 for p in packed]
 
 
 @pytest.mark.parametrize("name,grid", WHERE, ids=str)
@@ -91,19 +96,23 @@ def test_incremental_logits_are_the_parallel_ones(name, grid, rng):
     labels = np.array([0, 1, 1, 0, 1], "int32")
     parallel = numpy(model.logits(x, labels))[..., :: model.num_outputs // shape[-1]]
     assert np.abs(parallel).max() > 0.1
-    out = incremental_logits(model, x, labels)
+    (out,) = incremental_logits(model, x, labels)
     np.testing.assert_allclose(out, parallel, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n != "fvbn"])
+VARIANTS = ["gated", "gated-5x5", "pixel-cnn-5x5", "row-lstm", "diagonal-skip"]
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "pp-1", "pp-3"])
 def test_rows_that_are_known_leave_what_drawing_them_would(name, rng):
     """Known rows pass all pixels at once: what follows from them is the same."""
     shape, levels = (6, 7, 1), 5
     model = case(name, shape, levels)
     x, labels = rng.integers(0, levels, (4, *shape)), np.array([0, 1, 1, 0], "int32")
     parallel = numpy(model.logits(x, labels))[..., :: model.num_outputs]
-    for known in (1, 4, 5):
-        out = incremental_logits(model, x, labels, known)
+    some = (1, 4, 5)
+    results = incremental_logits(model, x, labels, some)
+    for known, out in zip(some, results, strict=True):
         assert np.all(out[:, :known] == 0)
         np.testing.assert_allclose(out[:, known:], parallel[:, known:], atol=1e-4)
 
