@@ -523,7 +523,7 @@ def test_gradient_norms_are_those_of_the_step(digits):
 def test_evaluation_is_a_function_of_the_images(digits):
     model = gan(width=4)
     for v in model.discriminator.trainable_variables:
-        v.assign(5.0 * v)
+        v.assign(30.0 * v)
     model.compile("adam")
     whole = model.evaluate(digits[:90], batch_size=90, verbose=0)
     parts = model.evaluate(digits[:90], batch_size=40, verbose=0)
@@ -531,7 +531,7 @@ def test_evaluation_is_a_function_of_the_images(digits):
     logits = numpy(model.discriminate(digits[:90]))
     z = model.prior.of(kgen.random.image_keys(ops.convert_to_tensor(digits[:90])))
     made = numpy(model._logits(model._made(z)))
-    assert np.std(made) > 0.1  # which z it is makes a difference
+    assert np.std(made) > 0.05  # which z it is makes a difference
     expected = np.mean(-log_sigmoid(logits) - log_sigmoid(-made))
     assert whole["discriminator_loss"] == pytest.approx(expected, rel=1e-4)
     assert whole["generator_loss"] == pytest.approx(np.mean(-log_sigmoid(made)), 1e-4)
