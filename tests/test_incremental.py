@@ -136,6 +136,32 @@ def test_known_rows_are_not_walked_pixel_by_pixel(name, rng, monkeypatch):
         assert len(steps) == walked * (5 + extra)
 
 
+@pytest.mark.parametrize("name", ["gated", "fvbn"])
+def test_programs_are_kept(name):
+    """Same shapes compile nothing, whatever the temperature; other numbers of images
+    and of known rows a few batch sizes at most."""
+    if backend.name == "torch":
+        pytest.skip("nothing is compiled")
+    model, traces = case(name, (4, 5, 1), 3, num_classes=None), []
+    fill = model.fill
+    model.fill = lambda *args: traces.append(1) or fill(*args)
+    model.sample(3, seed=0)
+    once = len(traces)
+    assert once >= 1
+    for T in (1.0, 0.5, 2.0):
+        model.sample(3, seed=1, temperature=T)
+    assert len(traces) == once
+    for n in range(1, 41):
+        model.sample(n, seed=1)
+    assert len(traces) <= 7 * once  # 1, 2, 4, ... 64
+    x = np.zeros((4, 4, 5, 1), "uint8")
+    model.complete(x, 1, seed=0)
+    before = len(traces)
+    for known in (0, 2, 4, [1, 2, 3, 4]):
+        model.complete(x, known, seed=3, temperature=0.7)
+    assert len(traces) == before
+
+
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 @pytest.mark.parametrize("name", MAIN)
 def test_half_precision_policies_draw(name, policy, rng):
