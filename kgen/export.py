@@ -11,7 +11,8 @@ Signatures (B = batch, first on every input and output):
     log_prob                   images uint8 (B, H, W, C) -> log_prob float32 (B,)
     complete                   images, known_rows int64 (B,), seed -> images uint8
     elbo, encode, reconstruct  images uint8 (B, H, W, C) -> float32
-    decode                     z float32 (B, L) -> images float32 (B, H, W, C)
+    decode, generate           z float32 (B, L) -> images float32 (B, H, W, C)
+    discriminate               images uint8 (B, H, W, C) -> logits float32 (B,)
 
 and `label` int64 (B,) on each where the model is conditional. Inputs are checked in the
 graph: a client gets InvalidArgument with the reason. Image b is a function of seed b.

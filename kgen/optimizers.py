@@ -57,6 +57,7 @@ class Alternating(keras.optimizers.Optimizer):
         None stands for another instance of `optimizer`'s configuration."""
         if isinstance(optimizer, dict):
             optimizer = keras.optimizers.deserialize(optimizer)
+        optimizer = getattr(optimizer, "inner_optimizer", optimizer)  # of a loss scaler
         if isinstance(optimizer, cls):
             return optimizer
         config = keras.optimizers.serialize(keras.optimizers.get(optimizer))

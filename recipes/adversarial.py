@@ -15,11 +15,14 @@ from common import fit, write_results
 SAMPLES = 10_000
 
 
-def play(args, splits, name, model, callbacks=()):
-    """One game, in `<out>/<name>`; returns the seconds it took."""
+def play(args, splits, name, model, callbacks=(), seed=None):
+    """One game, in `<out>/<name>`, its data in the order of `seed`, by default the
+    run's; returns the seconds it took."""
     import kgen
 
-    own = argparse.Namespace(**vars(args) | {"out": f"{args.out}/{name}"})
+    seed = args.seed if seed is None else seed
+    own = vars(args) | {"out": f"{args.out}/{name}", "seed": seed}
+    own = argparse.Namespace(**own)
     watch = [kgen.callbacks.CollapseGuard(stop=False), *callbacks]
     if measurable(splits):
         distances = _distances(splits, splits.validation)
@@ -50,7 +53,8 @@ def finish(args, splits, games, seconds, *, alike=True):
     import kgen
 
     out = Path(args.out)
-    results = {"training_seconds": round(seconds, 1), "resumed": args.resume}
+    results = {"games": list(games), "resumed": args.resume}
+    results["training_seconds"] = round(seconds, 1)
     measured = {}
     distances = _distances(splits, splits.test) if measurable(splits) else None
     for name, model in games.items():
@@ -102,6 +106,6 @@ def seeds_of(args, make, splits):
     for seed in range(args.seed, args.seed + args.seeds):
         keras.utils.set_random_seed(seed)
         name, model = f"seed_{seed}", make()
-        seconds += play(args, splits, name, model)
+        seconds += play(args, splits, name, model, seed=seed)
         games[name] = model
     return games, seconds

@@ -6,15 +6,13 @@ Importing this file imports no framework: `arguments` sets KERAS_BACKEND first.
 import argparse
 import csv
 import dataclasses
-import json
 import os
-import platform
-import shlex
 import shutil
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
+
+from records import parameters, write_results
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # kgen, if not installed
 
@@ -107,7 +105,7 @@ def describe(args, model, splits):
     print(f"backend     {keras.backend.backend()}, keras {keras.__version__}")
     print(f"device      {backend.device()}")
     print(f"data        {splits}")
-    print(f"model       {type(model).__name__}, {model.count_params():,} parameters")
+    print(f"model       {type(model).__name__}, {parameters(model):,} parameters")
     print(f"training    {args.epochs} epochs, batches of {args.batch_size}")
     print(f"seed        {args.seed}")
     print(f"results     {args.out}", flush=True)
@@ -138,6 +136,47 @@ def _best_so_far(history):
     return min(losses, default=None)
 
 
+def _backup(out):
+    import keras
+
+    return keras.callbacks.BackupAndRestore(
+        out / "backup", double_checkpoint=True, delete_checkpoint=False
+    )
+
+
+def _states(args, out, best, averaged, callbacks):
+    """The callbacks that keep weights and numbers. The backup comes last of all, when
+    all else of the epoch is written; but first where averaged weights are swapped in,
+    which those after that see."""
+    import keras
+
+    made = list(callbacks)
+    if best:
+        checkpoint = keras.callbacks.ModelCheckpoint(
+            out / "best.weights.h5",
+            save_best_only=True,
+            save_weights_only=True,
+            initial_value_threshold=_best_so_far(out / "history.csv"),
+        )
+        made = [checkpoint, *made]
+    if averaged:
+        swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
+        made = [_backup(out), swap, *made]
+    return [*made, keras.callbacks.CSVLogger(out / "history.csv", append=args.resume)]
+
+
+def _shown(out, model, splits, every):
+    """The callbacks that show reconstructions and progress."""
+    import kgen
+
+    names = ["loss", "val_loss", "val_kl_nats", "val_bits_per_dim"]
+    progress = kgen.callbacks.Progress(names, every=max(1, every // 5))
+    if not hasattr(model, "reconstruct"):
+        return [progress]
+    images, grid = splits.validation, kgen.callbacks.ReconstructionGrid
+    return [grid(out / "epochs", images, every=every), progress]
+
+
 def fit(
     args, model, splits, *, every, samples=64, averaged=False, best=True, callbacks=()
 ):
@@ -151,38 +190,11 @@ def fit(
 
     Every epoch's state is in `<out>/backup`: `--resume` continues from the last one.
     """
-    import keras
-
     import kgen
 
     out = Path(args.out)
-    kept = out / "best.weights.h5"
     prepare(out, args.resume)
     describe(args, model, splits)
-    reconstructions = []
-    if hasattr(model, "reconstruct"):
-        reconstructions = [
-            kgen.callbacks.ReconstructionGrid(
-                out / "epochs", splits.validation, every=every
-            )
-        ]
-    backup = keras.callbacks.BackupAndRestore(
-        out / "backup", double_checkpoint=True, delete_checkpoint=False
-    )
-    # The backup comes last, when all else of the epoch is written; but before the
-    # averaged weights are swapped in, which those after it see.
-    first, last = [], [backup]
-    if averaged:
-        first, last = [backup, keras.callbacks.SwapEMAWeights(swap_on_epoch=True)], []
-    checkpoints = []
-    if best:
-        threshold = _best_so_far(out / "history.csv")
-        how = {"save_best_only": True, "save_weights_only": True}
-        checkpoints = [
-            keras.callbacks.ModelCheckpoint(
-                kept, initial_value_threshold=threshold, **how
-            )
-        ]
     start = time.time()
     model.fit(
         kgen.data.Batches(splits.train, batch_size=args.batch_size, seed=args.seed),
@@ -190,22 +202,15 @@ def fit(
         epochs=args.epochs,
         verbose=0,
         callbacks=[
-            *first,
-            *checkpoints,
-            *callbacks,
-            keras.callbacks.CSVLogger(out / "history.csv", append=args.resume),
+            *_states(args, out, best, averaged, callbacks),
             kgen.callbacks.SampleGrid(out / "epochs", n=samples, every=every),
-            *reconstructions,
-            kgen.callbacks.Progress(
-                ["loss", "val_loss", "val_kl_nats", "val_bits_per_dim"],
-                every=max(1, every // 5),
-            ),
-            *last,
+            *_shown(out, model, splits, every),
+            *([] if averaged else [_backup(out)]),
         ],
     )
     seconds = time.time() - start
-    if kept.exists():
-        model.load_weights(kept)
+    if (out / "best.weights.h5").exists():
+        model.load_weights(out / "best.weights.h5")
     return seconds
 
 
@@ -267,33 +272,3 @@ def draw(out, model, splits, samples):
     if hasattr(model, "complete"):
         made.append(save_completions(out / "completions.png", model, splits.test[:8]))
     return made
-
-
-def write_results(path, args, model, splits, results):
-    import keras
-
-    import kgen
-
-    card = {
-        "recipe": args.name,
-        "command": shlex.join(
-            ["python", f"recipes/{Path(sys.argv[0]).name}", *sys.argv[1:]]
-        ),
-        "data": str(splits),
-        "seed": args.seed,
-        "epochs": args.epochs,
-        "batch_size": args.batch_size,
-        "parameters": model.count_params(),
-        "backend": keras.backend.backend(),
-        "device": kgen.backend.device(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {
-            "python": platform.python_version(),
-            "keras": keras.__version__,
-            "kgen": kgen.__version__,
-        },
-        "date": datetime.now(UTC).date().isoformat(),
-        "results": results,
-    }
-    with kgen.files.atomic(path) as unfinished:
-        unfinished.write_text(json.dumps(card, indent=2) + "\n")

@@ -4,7 +4,6 @@ python recipes/gan_mlp_mnist.py --backend jax
 """
 
 import csv
-import os
 from pathlib import Path
 
 from adversarial import finish, play
@@ -45,7 +44,7 @@ class Steps(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         window = min(WINDOW, self.params["steps"])
-        if (batch + 1) % window == 0:  # logs are means over the epoch's batches so far
+        if (batch + 1) % window == 0:  # logs are means over the epoch so far
             total = (batch + 1) * np.array([float(logs[k]) for k in self.shown])
             means = (total - self.last) / window
             self.rows.append([self.first + batch + 1, *means])
@@ -66,6 +65,8 @@ def plot(path, games):
 
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 7), sharex=True)
     for name, steps in games.items():
+        if not steps.rows:  # played before, and the file is gone
+            continue
         step, norm, *right = np.array(steps.rows).T
         above.plot(step, norm, label=name, lw=1)
         below.plot(step, np.mean(right, axis=0), label=name, lw=1)
@@ -82,7 +83,6 @@ def plot(path, games):
 
 splits = load(args)
 models, watched, seconds = {}, {}, 0.0
-os.makedirs(args.out, exist_ok=True)
 for loss in ("non_saturating", "minimax"):
     keras.utils.set_random_seed(args.seed)
     model = kgen.models.GAN(

@@ -70,13 +70,22 @@ def test_samples_that_are_all_the_same_end_it(name):
     assert ended == 2 and "16 samples have been all but one image" in said[0]
 
 
+def test_an_average_that_has_just_begun_is_no_collapse():
+    """It begins as the new generator's one grey image."""
+    model = game()
+    for v in model.average.weights:
+        v.assign(0.0 * v)
+    epochs = logs_of(4, loss=1.0)
+    assert watched(CollapseGuard(patience=2), model, epochs) == (None, [])
+
+
 def test_it_works_in_fit_and_says_where_a_nan_came_from(digits):
     model = game()
     model.fit(digits[:64], epochs=2, verbose=0, callbacks=[CollapseGuard()])
     model.discriminator.trainable_variables[0].assign(
         np.nan * model.discriminator.trainable_variables[0]
     )
-    with pytest.warns(RuntimeWarning, match="loss is not finite"):
+    with pytest.warns(RuntimeWarning, match="is not finite at batch 1"):
         history = model.fit(
             digits[:64], epochs=3, verbose=0, callbacks=[CollapseGuard(n=0)]
         )

@@ -52,15 +52,25 @@ def test_the_vector_moves_by_one_iteration_in_training_and_not_otherwise():
     assert numpy(layer.u).shape == (7,)
 
 
-def test_the_gradient_goes_through_sigma():
-    """Against central differences of W x / sigma(W) with an exact sigma; the vectors
-    have converged, so that holding them changes nothing (eq. 12 of the paper)."""
-    layer, x = normed("dense", passes=300)
+@pytest.mark.parametrize("passes", [1, 300])
+def test_the_gradient_goes_through_sigma(passes):
+    """Against central differences of W x / (v^T W u), v and u held; and where these
+    have converged, of W x / sigma(W) with an exact sigma."""
+    layer, x = normed("dense", passes)
+    vectors, u = [], numpy(layer.u).astype("float64")
     W = numpy(layer.layer.kernel).astype("float64")
     weights = np.random.default_rng(2).normal(size=(4, 7))
 
+    for _ in range(2):  # of the two passes below
+        v = W @ u / np.linalg.norm(W @ u)
+        u = v @ W / np.linalg.norm(v @ W)
+        vectors.append((v, u))
+
     def objective(W):
-        return np.sum(weights * (x @ W) / np.linalg.svd(W)[1][0])
+        sizes = [v @ W @ u for v, u in vectors]
+        if passes > 1:
+            sizes = [np.linalg.svd(W)[1][0]]
+        return np.mean([np.sum(weights * (x @ W) / size) for size in sizes])
 
     steps = np.eye(W.size).reshape(-1, *W.shape) * 1e-6
     expected = [(objective(W + s) - objective(W - s)) / 2e-6 for s in steps]
@@ -93,6 +103,22 @@ def test_layers_that_add_more_are_told():
     for layer in (layers.Dense(3), layers.Dense(3, "relu", use_bias=False)):
         with pytest.raises(ValueError, match="use_bias=False and no activation"):
             SpectralNorm(layer)
+
+
+def test_layers_of_other_kernels_are_told():
+    for layer in (
+        layers.Conv2DTranspose(3, 3, use_bias=False),
+        layers.DepthwiseConv2D(3, use_bias=False),
+        layers.Embedding(3, 4),
+        layers.Conv2D(3, 3, data_format="channels_first", use_bias=False),
+    ):
+        with pytest.raises(ValueError, match="Conv3D, channels last"):
+            SpectralNorm(layer)
+
+
+def test_a_kernel_of_zeros_gives_zeros():
+    layer = SpectralNorm(layers.Dense(3, use_bias=False, kernel_initializer="zeros"))
+    assert np.all(numpy(layer(np.ones((2, 4), "float32"), training=True)) == 0.0)
 
 
 def test_it_is_saved_with_its_vector(tmp_path):

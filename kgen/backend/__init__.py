@@ -4,6 +4,7 @@
                                the backend's `fit` calls
 `minimize(model, fn, variables)`   one optimizer update of those variables only
 `input_gradient(model, fn, x)`     d sum(fn(x)) / dx, itself differentiable (penalties)
+`fed(data)`                    a data set as the backend's `fit` takes it best
 `compiled(model, fn, gradients)`   fn as one compiled function of its tensors
 `replica_loss(loss)`, `replica_gradients(gradients)`   data-parallel averaging
 `convolution(x, kernel, pads, bias)`   padded on each side by its own number of zeros
@@ -35,6 +36,7 @@ else:
 step = _implementation.step
 minimize = _implementation.minimize
 input_gradient = _implementation.input_gradient
+fed = _implementation.fed
 compiled = _implementation.compiled
 replica_loss = _implementation.replica_loss
 replica_gradients = _implementation.replica_gradients

@@ -121,6 +121,11 @@ def input_gradient(model, fn, x):
     return gradient
 
 
+def fed(data):
+    """kgen.data.Batches as `fit` takes it best here: as it is."""
+    return data
+
+
 def compiled(model, fn, gradients=False):
     """`fn(*tensors)` as one XLA program; it reads the model's variables, and changes
     none. They are arguments of the program: closed over, they would be constants.

@@ -41,6 +41,11 @@ def input_gradient(model, fn, x):
         ]
 
 
+def fed(data):
+    """kgen.data.Batches as `fit` takes it best here: as it is."""
+    return data
+
+
 def compiled(model, fn, gradients=False):
     """`fn(*tensors)`, eager, as Keras is on PyTorch. It reads the model's variables,
     and changes none; gradients are recorded only with `gradients`."""

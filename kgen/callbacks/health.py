@@ -4,7 +4,10 @@ import math
 import warnings
 
 import keras
+import numpy as np
+from keras import ops
 
+from kgen import random
 from kgen.checks import positive
 
 
@@ -62,8 +65,9 @@ class CollapseGuard(keras.callbacks.Callback):
     - the discriminator is right on at least `accuracy` of the real images and of the
       generated ones: after `patience` epochs in a row (not of critics, whose scores
       say no such thing);
-    - `n` samples are all but the same image, their standard deviation less than a
-      hundredth of the range on average over pixels: after `patience` epochs in a row.
+    - `n` images of the generator itself (not its average, which begins as one grey
+      image) are all but the same, their standard deviation less than a hundredth of
+      the range on average over pixels: after `patience` epochs in a row.
 
     Args:
         accuracy: from which D is saturated; G's gradient is then next to nothing.
@@ -118,9 +122,11 @@ class CollapseGuard(keras.callbacks.Callback):
 
     def _all_the_same(self):
         """Of one class, where there are classes."""
-        labels = None if self.model.num_classes is None else 0
-        images = self.model.sample(self.n, seed=0, labels=labels, verbose=0)
-        return images.std(axis=0).mean() < 0.01 * (self.model.levels - 1)
+        model = self.model
+        labels = None if model.num_classes is None else np.zeros(self.n, "int32")
+        z = model.prior.of(ops.convert_to_tensor(random.image_seeds(0, self.n)))
+        images = ops.convert_to_numpy(ops.stop_gradient(model.make(z, labels)))
+        return images.std(axis=0).mean() < 0.01
 
     def _tell(self, key, what, remedy):
         if key not in self._told:

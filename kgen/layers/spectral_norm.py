@@ -19,18 +19,26 @@ def _unit(x):
 @keras.saving.register_keras_serializable(package="kgen")
 class SpectralNorm(layers.Wrapper):
     """y = layer(x) / sigma + b, sigma the largest singular value of the layer's kernel,
-    as a matrix (all else, outputs); so the layer without b has that of 1.
+    as a matrix (all else, outputs); so that matrix has that of 1 (a convolution's own
+    norm can be up to the root of the number of its taps).
 
     Its vector u is that of one power iteration more after each training pass; the
     gradient goes through sigma = v^T W u, u and v held.
 
     Args:
-        layer: a linear layer with a `kernel`, such as Dense or Conv2D, without a bias
-            and an activation: the bias is this layer's.
+        layer: Dense, Conv1D, Conv2D or Conv3D, channels last, without a bias and an
+            activation: the bias is this layer's.
     """
 
     def __init__(self, layer, **kwargs):
         super().__init__(layer, **kwargs)
+        known = (layers.Dense, layers.Conv1D, layers.Conv2D, layers.Conv3D)
+        last = getattr(layer, "data_format", "channels_last") == "channels_last"
+        if not isinstance(layer, known) or not last:
+            raise ValueError(
+                "SpectralNorm is for Dense, Conv1D, Conv2D and Conv3D, channels last: "
+                f"others' kernels have another order; got {type(layer).__name__}."
+            )
         if layer.use_bias or layer.activation is not keras.activations.linear:
             raise ValueError(
                 "SpectralNorm adds the bias itself, and an activation comes after it: "
@@ -56,7 +64,7 @@ class SpectralNorm(layers.Wrapper):
         W = ops.reshape(kernel, (-1, kernel.shape[-1]))  # (n, outputs)
         v = _unit(ops.matmul(ops.stop_gradient(W), u))  # (n,)
         u = _unit(ops.matmul(v, ops.stop_gradient(W)))  # (outputs,)
-        return ops.sum(ops.matmul(v, W) * u), u
+        return ops.maximum(ops.sum(ops.matmul(v, W) * u), 1e-12), u
 
     def call(self, x, training=False):
         sigma, u = self.sigma(1.0 * self.u)

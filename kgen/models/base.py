@@ -12,6 +12,7 @@ from kgen import backend, export, files, presets, random
 from kgen.batching import in_batches
 from kgen.callbacks import SetEpoch
 from kgen.checks import check_data, check_images, check_labels, portable, sizes
+from kgen.data import Batches
 from kgen.optimizers import Alternating
 
 
@@ -124,8 +125,7 @@ class GenerativeModel(keras.Model):
 
     def minimize(self, fn, network=None, with_norm=False):
         """One optimizer step on `fn() -> (scalar loss, aux)`; returns these, unscaled,
-        and `with_norm` the gradient's l2 norm, on each of several TensorFlow replicas
-        that of its share.
+        and `with_norm` the gradient's l2 norm (of a TensorFlow replica's share).
 
         `network`, an attribute such as "generator", limits it to that network's
         variables and to its member of an `Alternating` optimizer.
@@ -164,7 +164,6 @@ class GenerativeModel(keras.Model):
         self, x=None, y=None, *args, validation_data=None, callbacks=None, **kwargs
     ):
         """As `keras.Model.fit`, with images checked where their values can be seen.
-
         Data sets that make their own batches keep their order: Keras would shuffle a
         PyDataset's batches by the global random state, which no checkpoint holds.
         """
@@ -177,6 +176,7 @@ class GenerativeModel(keras.Model):
             check_data(self, *parts[:2], what="validation_data")
         if hasattr(x, "set_epoch"):
             callbacks = [SetEpoch(x), *keras.tree.flatten(callbacks or [])]
+        x = backend.fed(x) if isinstance(x, Batches) else x
         return super().fit(
             x, y, *args, validation_data=validation_data, callbacks=callbacks, **kwargs
         )

@@ -16,20 +16,23 @@ kgen/models/gan_losses.py. Networks: kgen/models/gan_networks.py.
     R1                 gamma / 2 ||grad D(x)||_2^2
 
 Settled here: D takes real and generated images in separate passes. Both networks are in
-training mode in both steps, so the moving statistics of batch normalisation follow
-training pass: D's two in its own step (one more for each penalty) and one in G's, G's
-one in each step. `evaluate`, `sample` and the others use them.
+training mode in both steps, so moving statistics of batch normalisation follow each
+training pass: D's two in its own step, one more for each penalty, one in G's; G's one
+in each. `evaluate`, `sample` and the others use them.
 
 Shapes: B batch, L latents, (H, W, C) image, K classes.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from kgen import backend, checks, random
 from kgen.models import gan_losses as losses
 from kgen.models.base import GenerativeModel
-from kgen.models.gan_networks import Prior, follow, frozen_copy, limit, networks
+from kgen.models.gan_networks import networks
+from kgen.models.gan_parts import Prior, check_settings, follow, frozen_copy, limit
+from kgen.models.own_networks import deserialized, serialized
 from kgen.optimizers import Alternating
 
 LOSSES = ["discriminator_loss", "generator_loss"]
@@ -54,20 +57,22 @@ class GAN(GenerativeModel):
         weight_clip: c, D's weights are clipped to [-c, c] after each of its steps
             (Arjovsky et al., algorithm 1); None for no clipping.
         spectral_norm: whether D's layers are spectrally normalised.
-        discriminator_steps: steps of D for each of G, on the same images, z anew.
-        ema: None, or m: `sample` and `export` use the moving average of the
-            generator's weights, m times itself + (1 - m) times theirs after each step.
+        discriminator_steps: steps of D for each of G, on the same images (WGAN's paper
+            has others each time), z anew; metrics of D are those of the last.
+        ema: None, or m: `sample`, `generate` and `export` use an average of G's
+            weights, m times itself + (1 - m) times theirs after each step, from the
+            first ones on: it wants many times 1 / (1 - m) steps.
         gradient_norms: whether `fit` also reports the l2 norms of both networks'
             gradients; 0 for a step that float16 overflowed, which is skipped.
-        generator: a Keras model of your own, from z (B, L) [and one-hot labels (B, K)]
-            to images in 0..1 (B, H, W, C).
-        discriminator: a Keras model of your own, from images in 0..1 (B, H, W, C) [and
-            one-hot labels (B, K)] to logits (B, 1).
+        generator: your own, from z (B, L) [and one-hot labels (B, K)] to images in 0..1
+            (B, H, W, C). Give Dropout a seed, for runs that repeat.
+        discriminator: your own, from images in 0..1 (B, H, W, C) [and one-hot labels
+            (B, K)] to logits (B, 1); of what restrains it, only the arguments count.
 
     Metrics, means over images: `loss` (the sum of the next two, which says nothing of
-    quality), `discriminator_loss`, `generator_loss`, `accuracy_real` and
-    `accuracy_generated` of D; of a critic, in place of these, `critic_difference`,
-    D(x) - D(G(z)).
+    quality), `discriminator_loss` without penalties, `generator_loss`, `accuracy_real`
+    and `accuracy_generated` of D; of a critic, in place of these, `critic_difference`,
+    D(x) - D(G(z)). Sample weights weigh a row's real image and its generated ones.
 
     Example:
         model = kgen.models.GAN((28, 28, 1), levels=256, architecture="dcgan")
@@ -101,25 +106,20 @@ class GAN(GenerativeModel):
         self.latent_dim, self.prior = latent_dim, Prior(prior, latent_dim)
         self.kind = losses.loss_of(loss)
         self.architecture, self.width = architecture, width
-        restrained = weight_clip or spectral_norm or r1_penalty
+        restrained = weight_clip is not None or spectral_norm or r1_penalty
         if gradient_penalty is None:
             gradient_penalty = 10.0 * (loss == "wasserstein" and not restrained)
         self.gradient_penalty, self.r1_penalty = gradient_penalty, r1_penalty
         self.weight_clip, self.spectral_norm = weight_clip, spectral_norm
         self.discriminator_steps = discriminator_steps
         self.ema, self.gradient_norms = ema, gradient_norms
-        given = {"generator": generator, "discriminator": discriminator}
-        self._own_networks = [name for name, network in given.items() if network]
-        checks.not_negative(gradient_penalty=gradient_penalty, r1_penalty=r1_penalty)
-        checks.not_negative(weight_clip=weight_clip or 0.0)
-        checks.fraction(ema=ema or 0.0)
+        self._own_networks = check_settings(self, generator, discriminator)
         self.generator, self.discriminator = networks(self, generator, discriminator)
-        if weight_clip:
+        if weight_clip is not None:
             limit(self.discriminator, weight_clip)
         if ema is not None:
-            self.average = frozen_copy(self.generator)
-        names = [*LOSSES, *losses.measures(self.kind)]
-        names += NORMS if gradient_norms else []
+            self.average = frozen_copy(self.generator, (latent_dim,), num_classes)
+        names = LOSSES + losses.measures(self.kind) + NORMS * gradient_norms
         self.trackers = [keras.metrics.Mean(name) for name in names]
         self._generate = backend.compiled(self, self._generated, gradients=True)
         self._score = backend.compiled(self, self._scored, gradients=True)
@@ -144,13 +144,15 @@ class GAN(GenerativeModel):
                 "generator_optimizer= and discriminator_optimizer=; got both."
             )
         optimizer = Alternating.of(given, generator=each[0], discriminator=each[1])
+        if self.ema is not None:
+            self.average.trainable = False
         super().compile(optimizer, **kwargs)
 
     def _given(self, x, labels):
         """What a network takes: `x`, or with labels also the one-hot of them."""
         return x if labels is None else [x, self.one_hot(labels)]
 
-    def _made(self, z, labels=None, training=False, network=None):
+    def make(self, z, labels=None, training=False, network=None):
         """G(z), float32 (B, H, W, C) in 0..1."""
         network = network or self.generator
         return ops.cast(network(self._given(z, labels), training=training), "float32")
@@ -162,8 +164,6 @@ class GAN(GenerativeModel):
 
     def _real(self, x):
         return ops.cast(self.scale(x), "float32")  # (B, H, W, C) in 0..1
-
-    # Training
 
     def _discriminator_terms(self, real, generated, labels=None, training=False):
         on_real = self._logits(real, labels, training)  # (B,)
@@ -179,7 +179,7 @@ class GAN(GenerativeModel):
         def loss():
             n = ops.shape(real)[0]
             z = self.prior.draw(n, self.seed_generator)  # (B, L)
-            generated = self._made(z, labels, training=True)
+            generated = self.make(z, labels, training=True)
             generated = ops.stop_gradient(generated)
             terms = self._discriminator_terms(real, generated, labels, training=True)
             total = terms["discriminator_loss"]
@@ -199,7 +199,7 @@ class GAN(GenerativeModel):
     def _train_generator(self, n, labels, weight):
         def loss():
             z = self.prior.draw(n, self.seed_generator)  # (B, L)
-            generated = self._made(z, labels, training=True)
+            generated = self.make(z, labels, training=True)
             logits = self._logits(generated, labels, training=True)
             of_image = self.kind.generator(logits)  # (B,)
             return self.objective(of_image, weight), {"generator_loss": of_image}
@@ -211,7 +211,8 @@ class GAN(GenerativeModel):
         if not self.gradient_norms:
             return self.minimize(loss, network)[1]
         _, terms, norm = self.minimize(loss, network, with_norm=True)
-        norm = ops.where(ops.isfinite(norm), norm, 0.0)  # overflow: the step is skipped
+        if hasattr(self.optimizer, "inner_optimizer"):  # overflow: the step is skipped
+            norm = ops.where(ops.isfinite(norm), norm, 0.0)
         every = ops.zeros_like(terms[f"{network}_loss"]) + norm  # for each image, (B,)
         return terms | {f"{network}_gradient_norm": every}
 
@@ -230,25 +231,23 @@ class GAN(GenerativeModel):
     def test_step(self, data):
         x, labels, weight = self.unpack(data)
         z = self.prior.of(random.image_keys(x))
-        generated = self._made(z, labels)
+        generated = self.make(z, labels)
         terms = self._discriminator_terms(self._real(x), generated, labels, False)
         terms["generator_loss"] = self.kind.generator(self._logits(generated, labels))
         return self._logged(terms, weight)
 
     def evaluate(self, *args, return_dict=True, **kwargs):
         logs = super().evaluate(*args, return_dict=return_dict, **kwargs)
-        given = logs.items() if return_dict else ()  # no gradients are taken here
-        return {k: v for k, v in given if k not in NORMS} or logs
+        kept = [k for k in logs if k not in NORMS] if return_dict else []
+        return {k: logs[k] for k in kept} if return_dict else logs
 
     def _logged(self, terms, weight):
         loss = terms["discriminator_loss"] + terms["generator_loss"]
         return self.tracked({"loss": loss} | terms, weight)
 
-    # Use
-
     def _generated(self, z, labels=None):
         network = self.generator if self.ema is None else self.average
-        x = self._made(z, labels, network=network)
+        x = self.make(z, labels, network=network)
         return (self.levels - 1) * ops.clip(x, 0.0, 1.0)
 
     def draw(self, seeds, labels=None):
@@ -257,10 +256,16 @@ class GAN(GenerativeModel):
         return ops.cast(ops.round(x), "int32")
 
     def generate(self, z, labels=None):
-        """G(z) of latents (B, L): float32 (B, H, W, C) in 0..levels-1."""
+        """G(z) of latents (B, L): float32 (B, H, W, C) in 0..levels-1. `labels`: (B,),
+        or one for all."""
         z = checks.checked_latents(z, self.latent_dim)
-        labels = self.checked_labels(labels)
-        return self._generate(*((z,) if labels is None else (z, labels)))
+        if self.num_classes is None:
+            return self._generate(z)
+        one = isinstance(labels, (int, np.integer))
+        labels = self.checked_labels(np.full(len(z), labels) if one else labels)
+        if len(labels) != len(z):
+            raise ValueError(f"labels: expected one or {len(z)}, got {len(labels)}.")
+        return self._generate(z, labels)
 
     def _scored(self, x, labels=None):
         return self._logits(self._real(x), labels)
@@ -282,7 +287,6 @@ class GAN(GenerativeModel):
         }
 
     def get_config(self):
-        own = {name: getattr(self, name) for name in self._own_networks}
         names = (
             "latent_dim", "architecture", "width", "gradient_penalty", "r1_penalty",
             "weight_clip", "spectral_norm", "discriminator_steps", "ema",
@@ -290,11 +294,8 @@ class GAN(GenerativeModel):
         )  # fmt: skip
         config = super().get_config() | {name: getattr(self, name) for name in names}
         config |= {"loss": self.kind.name, "prior": self.prior.name}
-        serialize = keras.saving.serialize_keras_object
-        return config | {name: serialize(network) for name, network in own.items()}
+        return config | serialized(self, self._own_networks)
 
     @classmethod
     def from_config(cls, config):
-        own = {k: config[k] for k in ("generator", "discriminator") if k in config}
-        own = {k: keras.saving.deserialize_keras_object(v) for k, v in own.items()}
-        return cls(**config | own)
+        return cls(**deserialized(config, "generator", "discriminator"))

@@ -6,7 +6,11 @@ one-hot vectors: of the generator beside z, of the discriminator as maps of thei
     dcgan    A. Radford, L. Metz, S. Chintala. ICLR 2016, arXiv:1511.06434: strided
              5x5 convolutions, batch normalisation, widths that double as maps halve
     infogan  M. Lucic et al. Are GANs Created Equal? NeurIPS 2018, arXiv:1711.10337: two
-             4x4 strided convolutions and a layer of 16 times as many units
+             4x4 strided convolutions and a layer of 16 times as many units; these
+             networks alone, which are InfoGAN's, without its codes
+
+Differences from the papers: images are in 0..1, of a sigmoid, for DCGAN too (there they
+are in -1..1, of a tanh); labels, which are in none of them, enter as said above.
 
 Shapes: B batch, L latents, (H, W, C) image, F filters, K classes.
 """
@@ -14,9 +18,9 @@ Shapes: B batch, L latents, (H, W, C) image, F filters, K classes.
 import keras
 from keras import layers, ops
 
-from kgen import random
-from kgen.checks import multiples, one_of
+from kgen.checks import one_of, positive
 from kgen.layers import Crop, SpectralNorm
+from kgen.models.own_networks import check_network
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -36,67 +40,27 @@ class Maxout(layers.Layer):
         return super().get_config() | {"pieces": self.pieces}
 
 
-@keras.saving.register_keras_serializable(package="kgen")
-class Clip(keras.constraints.Constraint):
-    """Weights clipped to [-limit, limit]."""
-
-    def __init__(self, limit):
-        self.limit = limit
-
-    def __call__(self, w):
-        return ops.clip(w, -self.limit, self.limit)
-
-    def get_config(self):
-        return {"limit": self.limit}
-
-
-class Prior:
-    """p(z) of latents (B, L): "normal", N(0, I), or "uniform", on [-1, 1]^L."""
-
-    def __init__(self, name, latent_dim):
-        one_of("prior", name, ("normal", "uniform"))
-        self.name, self.latent_dim = name, latent_dim
-
-    def draw(self, n, seed):
-        """n of them, from a Keras seed generator."""
-        shape = (n, self.latent_dim)
-        if self.name == "normal":
-            return keras.random.normal(shape, seed=seed)
-        return keras.random.uniform(shape, -1.0, 1.0, seed=seed)
-
-    def of(self, seeds):
-        """One for each seed, int32 (B, 2), and from nothing else."""
-        if self.name == "normal":
-            return random.normals(seeds, self.latent_dim, stream=1)
-        return 2.0 * random.uniforms(seeds, self.latent_dim, 1) - 1.0
-
-
 def networks(model, generator, discriminator):
-    """A GAN's networks: those given, whose outputs are checked, or those it names."""
+    """A GAN's networks: those given, once checked, or those it names."""
     one_of("architecture", model.architecture, ("mlp", "dcgan", "infogan"))
-    default = 1200 if model.architecture == "mlp" else 64
-    width = default if model.width is None else model.width
-    multiples(5 if model.architecture == "mlp" else 1, width=width)
+    mlp = model.architecture == "mlp"
+    width = model.width if model.width is not None else 1200 if mlp else 64
+    positive(width=width)
+    if mlp and width % 5:
+        raise ValueError(
+            f"width must be a multiple of 5, the pieces of a maxout unit; got {width}."
+        )
     shape, K, dtype = model.image_shape, model.num_classes, model.dtype_policy
-    normed = not (model.spectral_norm or model.gradient_penalty)
-    if not generator:
+    penalised = model.gradient_penalty or model.r1_penalty
+    normed = not (model.spectral_norm or penalised)
+    if generator is None:
         builder = Generator(shape, model.latent_dim, K, width, dtype)
         generator = getattr(builder, model.architecture)()
-    if not discriminator:
+    if discriminator is None:
         builder = Discriminator(shape, K, width, model.spectral_norm, normed, dtype)
         discriminator = getattr(builder, model.architecture)()
-    for network, source, target, what in (
-        (generator, (model.latent_dim,), shape, "images in 0..1"),
-        (discriminator, shape, (1,), "a logit"),
-    ):
-        taken = [keras.KerasTensor((None, *source))]
-        taken += [keras.KerasTensor((None, K))] if K else []
-        given = network(taken if K else taken[0]).shape
-        if tuple(given) != (None, *target):
-            raise ValueError(
-                f"The network '{network.name}' must give {(None, *target)}, {what}; "
-                f"got {tuple(given)}."
-            )
+    check_network("generator", generator, (model.latent_dim,), K, shape)
+    check_network("discriminator", discriminator, shape, K, (1,))
     return generator, discriminator
 
 
@@ -234,26 +198,6 @@ class Discriminator:
         normal = {"kernel_initializer": _normal()}
         h = self._linear(layers.Dense, h, 16 * self.width, **normal)
         return self.model(self._activated(h, normed=True), **normal)
-
-
-def limit(network, c):
-    """Has optimizers clip the network's weights to [-c, c] after each step."""
-    for v in network.trainable_variables:
-        v.constraint = Clip(c)
-
-
-def frozen_copy(network):
-    """A network of the same layers and weights, which nothing trains."""
-    copy = type(network).from_config(network.get_config())
-    copy.set_weights(network.get_weights())
-    copy.trainable = False
-    return copy
-
-
-def follow(average, network, m):
-    """Moves the weights of a copy to m times themselves + (1 - m) times network's."""
-    for v, w in zip(average.weights, network.weights, strict=True):
-        v.assign(m * v + (1.0 - m) * w)
 
 
 def halvings(size, least):

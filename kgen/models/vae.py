@@ -39,6 +39,7 @@ from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
 from kgen.metrics import bits_per_dim, log_mean_weight
 from kgen.models.base import GenerativeModel
+from kgen.models.own_networks import deserialized, serialized
 from kgen.models.vae_networks import networks
 
 _LATENT, _PIXELS = 0, 1  # streams of one seed
@@ -277,7 +278,6 @@ class VAE(GenerativeModel):
         }
 
     def get_config(self):
-        own = {name: getattr(self, name) for name in self._own_networks}
         return super().get_config() | {
             "latent_dim": self.latent_dim,
             "hidden_units": self.hidden_units,
@@ -285,11 +285,9 @@ class VAE(GenerativeModel):
             "activation": self.activation,
             "likelihood": self.likelihood.name,
             "beta": self.beta,
-            **{k: keras.saving.serialize_keras_object(v) for k, v in own.items()},
+            **serialized(self, self._own_networks),
         }
 
     @classmethod
     def from_config(cls, config):
-        own = {k: config[k] for k in ("encoder", "decoder") if k in config}
-        own = {k: keras.saving.deserialize_keras_object(v) for k, v in own.items()}
-        return cls(**config | own)
+        return cls(**deserialized(config, "encoder", "decoder"))
