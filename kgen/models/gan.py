@@ -61,7 +61,7 @@ class GAN(GenerativeModel):
             has others each time), z anew; metrics of D are those of the last.
         ema: None, or m: `sample`, `generate` and `export` use an average of G's
             weights, m times itself + (1 - m) times theirs after each step, from the
-            first ones on: it wants many times 1 / (1 - m) steps.
+            first on: it wants many times 1 / (1 - m) steps.
         gradient_norms: whether `fit` also reports the l2 norms of both networks'
             gradients; 0 for a step that float16 overflowed, which is skipped.
         generator: your own, from z (B, L) [and one-hot labels (B, K)] to images in 0..1
@@ -69,9 +69,9 @@ class GAN(GenerativeModel):
         discriminator: your own, from images in 0..1 (B, H, W, C) [and one-hot labels
             (B, K)] to logits (B, 1); of what restrains it, only the arguments count.
 
-    Metrics, means over images: `loss` (the sum of the next two, which says nothing of
-    quality), `discriminator_loss` without penalties, `generator_loss`, `accuracy_real`
-    and `accuracy_generated` of D; of a critic, in place of these, `critic_difference`,
+    Metrics, means over images: `discriminator_loss` without penalties and
+    `generator_loss`, `loss` their sum, which says nothing of quality; D's
+    `accuracy_real` and `accuracy_generated`, or a critic's `critic_difference`,
     D(x) - D(G(z)). Sample weights weigh a row's real image and its generated ones.
 
     Example:
@@ -111,8 +111,8 @@ class GAN(GenerativeModel):
             gradient_penalty = 10.0 * (loss == "wasserstein" and not restrained)
         self.gradient_penalty, self.r1_penalty = gradient_penalty, r1_penalty
         self.weight_clip, self.spectral_norm = weight_clip, spectral_norm
-        self.discriminator_steps = discriminator_steps
-        self.ema, self.gradient_norms = ema, gradient_norms
+        self.discriminator_steps, self.ema = discriminator_steps, ema
+        self.gradient_norms = gradient_norms
         self._own_networks = check_settings(self, generator, discriminator)
         self.generator, self.discriminator = networks(self, generator, discriminator)
         if weight_clip is not None:
@@ -238,8 +238,8 @@ class GAN(GenerativeModel):
 
     def evaluate(self, *args, return_dict=True, **kwargs):
         logs = super().evaluate(*args, return_dict=return_dict, **kwargs)
-        kept = [k for k in logs if k not in NORMS] if return_dict else []
-        return {k: logs[k] for k in kept} if return_dict else logs
+        shown = [k for k in logs if k not in NORMS] if return_dict else []
+        return {k: logs[k] for k in shown} if return_dict else logs
 
     def _logged(self, terms, weight):
         loss = terms["discriminator_loss"] + terms["generator_loss"]
@@ -256,8 +256,8 @@ class GAN(GenerativeModel):
         return ops.cast(ops.round(x), "int32")
 
     def generate(self, z, labels=None):
-        """G(z) of latents (B, L): float32 (B, H, W, C) in 0..levels-1. `labels`: (B,),
-        or one for all."""
+        """G(z) of latents (B, L) [and labels, (B,) or one for all]: float32
+        (B, H, W, C) in 0..levels-1."""
         z = checks.checked_latents(z, self.latent_dim)
         if self.num_classes is None:
             return self._generate(z)
