@@ -10,7 +10,7 @@ from adversarial import finish, play
 from common import arguments, load
 
 args = arguments(
-    __doc__, "gan_mlp_mnist", data="mnist", epochs=10, batch_size=100, width=1200
+    __doc__, "gan_mlp_mnist", data="mnist", epochs=30, batch_size=100, width=600
 )
 
 import keras

@@ -1,6 +1,20 @@
 """A spectrally normalised GAN with the hinge loss on MNIST.
 
-python recipes/sngan_mnist.py --backend tensorflow
+    python recipes/sngan_mnist.py --backend tensorflow
+
+After: Miyato, Kataoka, Koyama, Yoshida, "Spectral Normalization for Generative
+    Adversarial Networks", ICLR 2018, arXiv:1802.05957, which has no MNIST.
+Data: mnist, 256 levels: 54,000 train, 6,000 validation, 10,000 test. The last epoch's
+    weights are taken; 10,000 samples are measured against the test images, once.
+Published: none by these features (kgen.metrics.mnist_features; they are no FID's).
+Ours: mnist_frechet_distance 11.73, the training images' own 1.20; kernel distance
+    14.6 with a standard error of 1.0 (1.9); precision 0.53 (0.85), recall 0.76 (0.87).
+    Seed 0, TensorFlow, 817 s on one busy core; recipes/results/sngan_mnist/metrics.json
+    (whose `parameters` count the average too).
+
+Differences from the paper:
+  1. DCGAN's networks of 32 filters.
+  2. Samples are of an average of G's weights (0.999).
 """
 
 from adversarial import finish, seeds_of

@@ -5,8 +5,8 @@
         arXiv:1406.2661
 
 Two networks play against one another: the discriminator D(x), a logit, tells images
-from what the generator makes, G(z), z ~ p(z). Losses and penalties, with their sources:
-kgen/models/gan_losses.py. Networks: kgen/models/gan_networks.py.
+from what the generator makes, G(z), z ~ p(z). Losses and penalties, with their sources,
+are in gan_losses.py, networks in gan_networks.py.
 
     a step:  `discriminator_steps` times   z drawn, D descends its loss + penalties
              once                          z drawn anew, G descends its loss
@@ -106,8 +106,8 @@ class GAN(GenerativeModel):
         self.latent_dim, self.prior = latent_dim, Prior(prior, latent_dim)
         self.kind = losses.loss_of(loss)
         self.architecture, self.width = architecture, width
-        restrained = weight_clip is not None or spectral_norm or r1_penalty
         if gradient_penalty is None:
+            restrained = weight_clip is not None or spectral_norm or r1_penalty
             gradient_penalty = 10.0 * (loss == "wasserstein" and not restrained)
         self.gradient_penalty, self.r1_penalty = gradient_penalty, r1_penalty
         self.weight_clip, self.spectral_norm = weight_clip, spectral_norm
@@ -179,10 +179,9 @@ class GAN(GenerativeModel):
         def loss():
             n = ops.shape(real)[0]
             z = self.prior.draw(n, self.seed_generator)  # (B, L)
-            generated = self.make(z, labels, training=True)
-            generated = ops.stop_gradient(generated)
+            generated = ops.stop_gradient(self.make(z, labels, training=True))
             terms = self._discriminator_terms(real, generated, labels, training=True)
-            total = terms["discriminator_loss"]
+            total = terms["discriminator_loss"]  # (B,)
             if self.gradient_penalty:
                 a = keras.random.uniform((n, 1, 1, 1), seed=self.seed_generator)
                 between = a * real + (1.0 - a) * generated
