@@ -1,6 +1,18 @@
 """DCGAN on Fashion-MNIST.
 
-python recipes/dcgan_fashion_mnist.py --backend tensorflow
+    python recipes/dcgan_fashion_mnist.py --backend tensorflow
+
+After: Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep
+    Convolutional Generative Adversarial Networks", ICLR 2016, arXiv:1511.06434.
+Data: fashion_mnist, 256 levels: 54,000 train, 6,000 validation, 10,000 test. The last
+    epoch's weights are taken; 10,000 samples are measured against the test images, once,
+    by features of MNIST's classifier, which know no garments: compare with the floor.
+Published: none by these features.
+Ours: OURS
+
+Differences from the paper:
+  1. Widths of 32, 64, 128 for 28x28 images; in 0..1, of a sigmoid.
+  2. Batches of 64 in place of 128; samples are of an average of G's weights (0.999).
 """
 
 from adversarial import finish, seeds_of
