@@ -5,8 +5,9 @@
 After: Radford, Metz, Chintala, "Unsupervised Representation Learning with Deep
     Convolutional Generative Adversarial Networks", ICLR 2016, arXiv:1511.06434.
 Data: fashion_mnist, 256 levels: 54,000 train, 6,000 validation, 10,000 test. The last
-    epoch's weights are taken; 10,000 samples are measured against the test images, once,
-    by features of MNIST's classifier, which know no garments: compare with the floor.
+    epoch's weights are taken; 10,000 samples are measured against the test images,
+    once, by features of MNIST's classifier, which know no garments: compare with the
+    floor.
 Published: none by these features.
 Ours: OURS
 
