@@ -7,7 +7,10 @@ After: Gulrajani, Ahmed, Arjovsky, Dumoulin, Courville, "Improved Training of
 Data: mnist, 256 levels: 54,000 train, 6,000 validation, 10,000 test. The last epoch's
     weights are taken; 10,000 samples are measured against the test images, once.
 Published: none by these features (kgen.metrics.mnist_features; they are no FID's).
-Ours: OURS
+Ours: mnist_frechet_distance 10.20, 13.98 and 18.34 (seeds 0, 1, 2; mean 14.2, standard
+    deviation 4.1), the training images' own 1.20; kernel distance 18.4 +- 7.6 (1.92),
+    precision 0.55 (0.85), recall 0.59 (0.87). TensorFlow, 11 minutes a seed on one busy
+    core; recipes/results/wgan_gp_mnist/metrics.json.
 
 Differences from the paper:
   1. The networks of Lucic et al. 2018 (arXiv:1711.10337) with a quarter of their units.
