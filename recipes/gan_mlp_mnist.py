@@ -7,12 +7,14 @@ Data: mnist, 256 levels: 54,000 train, 6,000 validation, 10,000 test. The last e
     weights are taken; 10,000 samples are measured against the test images, once.
 Published: none by these features (kgen.metrics.mnist_features). The paper's section 3
     says that log(1 - D(G(z))) saturates early in the game: gradient_norms.png shows it.
-Ours: OURS
+Ours: the minimax generator's gradient is an order smaller from step 800 on, where D is
+    right on 95 % of the images. mnist_frechet_distance 294 (non-saturating) and 355
+    (minimax), the training images' own 1.20: both have collapsed to few digits, mostly
+    ones. Seed 0, JAX, 12 minutes on one busy core; recipes/results/gan_mlp_mnist.
 
 Differences from the paper:
   1. Adam(2e-4, beta_1=0.5) in place of momentum, and no norm constraint on D's weights.
-  2. Ten epochs, which show the saturation; at that length both games still draw few
-     kinds of digits.
+  2. Ten epochs, which are enough for the plot and not for good digits.
 """
 
 import csv
