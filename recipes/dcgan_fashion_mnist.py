@@ -9,7 +9,9 @@ Data: fashion_mnist, 256 levels: 54,000 train, 6,000 validation, 10,000 test. Th
     once, by features of MNIST's classifier, which know no garments: compare with the
     floor.
 Published: none by these features.
-Ours: not measured yet; the recipe runs, its smoke test is in tests/test_recipes.py.
+Ours: mnist_frechet_distance 2.27, the training images' own 0.20; kernel distance 3.6
+    (0.0), precision 0.74 (0.86), recall 0.70 (0.86). Seed 0, TensorFlow, two cores, 6
+    minutes; recipes/results/dcgan_fashion_mnist/metrics.json.
 
 Differences from the paper:
   1. Widths of 32, 64, 128 for 28x28 images; in 0..1, of a sigmoid.
