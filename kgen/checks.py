@@ -143,18 +143,21 @@ def portable(config):
 
 
 def one_of(name, value, values):
+    """Raises a ValueError unless `value` is one of `values`."""
     if value not in values:
         names = ", ".join(map(repr, values))
         raise ValueError(f"{name} must be one of {names}; got {value!r}.")
 
 
 def not_negative(**values):
+    """Raises a ValueError unless each is finite and at least 0."""
     for name, value in values.items():
         if not 0.0 <= value < float("inf"):
             raise ValueError(f"{name} must be a number, not negative; got {value!r}.")
 
 
 def fraction(**values):
+    """Raises a ValueError unless each is in [0, 1)."""
     for name, value in values.items():
         if not 0.0 <= value < 1.0:
             raise ValueError(f"{name} must be in 0..1, and below 1; got {value!r}.")

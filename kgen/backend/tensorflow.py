@@ -48,9 +48,8 @@ def input_gradient(model, fn, x):
 
 def fed(data):
     """kgen.data.Batches as `fit` takes it best: a tf.data.Dataset that tunes nothing.
-    Where it does, as in what Keras makes, TensorFlow 2.21 ends an epoch by waiting for
-    the tuner to wake, which sleeps twice as long each time: half an epoch, up to a
-    minute."""
+    Where it does, as in what Keras makes, TensorFlow 2.21 can end an epoch by waiting
+    for the tuner to wake, which sleeps longer and longer while an epoch lasts."""
 
     def batches():
         for i in range(len(data)):
