@@ -10,13 +10,15 @@ The way the data goes, a file per arrow:
       --files, presets-->      weights and configurations that can be loaded again
       --export-->              a SavedModel that TensorFlow Serving serves
 
-`kgen.random` turns seeds into the same noise everywhere.
+`kgen.random` turns seeds into the same noise everywhere, `kgen.distribute` chooses the
+devices.
 """
 
 from kgen import (
     backend,
     callbacks,
     data,
+    distribute,
     export,
     files,
     layers,
@@ -34,6 +36,7 @@ __all__ = [
     "backend",
     "callbacks",
     "data",
+    "distribute",
     "export",
     "files",
     "layers",

@@ -7,6 +7,32 @@ from keras import ops
 MAX_BATCH = 256  # images at once
 
 
+class Share(keras.utils.PyDataset):
+    """The i-th of n parts of each batch of a PyDataset: images in order, the first
+    parts larger by one where they cannot be equal."""
+
+    def __init__(self, data, i, n):
+        super().__init__()
+        self.data, self.i, self.n = data, i, n
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        batch = self.data[index]
+        images = len(keras.tree.flatten(batch)[0])
+        if images < self.n:
+            raise ValueError(
+                f"Batch {index} has {images} images for {self.n} processes: choose a "
+                "batch size which leaves a larger rest."
+            )
+        rows = np.array_split(np.arange(images), self.n)[self.i]
+        return keras.tree.map_structure(lambda a: a[rows], batch)
+
+    def on_epoch_end(self):
+        self.data.on_epoch_end()
+
+
 def in_batches(fn, arguments, empty_shape, verbose="auto"):
     """`fn(*arguments)` for arrays of any length, in parts, with a progress bar.
 

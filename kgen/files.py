@@ -6,6 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from kgen import backend
+
 
 @contextlib.contextmanager
 def atomic(path, replace=True):
@@ -13,7 +15,8 @@ def atomic(path, replace=True):
 
     If the block raises, or the process dies, `path` stays as it was. Works for a file
     and for a folder (made by the block). The name is kept, for what it ends in may
-    matter (`.keras`, `.weights.h5`), in a hidden folder which no server polls.
+    matter (`.keras`, `.weights.h5`), in a hidden folder which no server polls. Of
+    several processes that train together, the first alone leaves anything behind.
 
     Args:
         path: Where the result shall be.
@@ -26,6 +29,10 @@ def atomic(path, replace=True):
         PermissionError: The folder of `path` cannot be written to.
     """
     path = Path(path)
+    if not writes():
+        with tempfile.TemporaryDirectory() as elsewhere:
+            yield Path(elsewhere) / path.name
+        return
     _refuse_to_replace(path, replace)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,9 +45,18 @@ def atomic(path, replace=True):
     try:
         yield beside / path.name
         _refuse_to_replace(path, replace)
+        _to_disk(beside / path.name)
         _move(beside / path.name, path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _to_disk(path):
+    """So that after a power cut, too, the name stands for a whole file."""
+    for part in [path, *path.rglob("*")] if path.is_dir() else [path]:
+        if part.is_file():
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
 
 
 def _refuse_to_replace(path, replace):
@@ -68,3 +84,8 @@ def _move(source, target):
         if aside.exists():
             os.rename(aside, target)
         raise FileExistsError(f"'{target}' has come there meanwhile.") from error
+
+
+def writes():
+    """Whether this process writes files: of several that train together the first."""
+    return backend.process()[0] == 0

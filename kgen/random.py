@@ -12,6 +12,7 @@ Shapes: B = images in the batch. A seed is a pair of 32-bit words, int32 (B, 2).
 import numpy as np
 from keras import ops
 
+from kgen import backend
 from kgen.likelihoods import gaussian_draw
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
@@ -26,6 +27,14 @@ def image_seeds(seed, n):
     """
     _check_seed(seed)
     return np.stack([np.full(n, seed), np.arange(n)], axis=-1).astype("int32")
+
+
+def of_batch(draw, n):
+    """`draw(n)`, noise for the n images at hand, first axis n. Where each of several
+    devices has a part of the batch: its part of the whole batch's noise, for their seed
+    generators are in one state."""
+    first, total = backend.replica_rows(n)
+    return draw(n) if total is n else draw(total)[first : first + n]
 
 
 def _check_seed(seed):

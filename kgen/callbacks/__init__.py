@@ -1,6 +1,8 @@
-"""Pictures, distances, progress and health while `fit` runs, alike on every backend."""
+"""Backups, pictures, distances, progress and health while `fit` runs, alike on every
+backend."""
 
-from kgen.callbacks.health import CollapseGuard, SampleDistances
+from kgen.callbacks.backup import BackupAndRestore
+from kgen.callbacks.health import CollapseGuard, SampleDistances, StopOnNaN
 from kgen.callbacks.pictures import (
     ReconstructionGrid,
     SampleGrid,
@@ -12,12 +14,14 @@ from kgen.callbacks.pictures import (
 from kgen.callbacks.progress import Progress, SetEpoch
 
 __all__ = [
+    "BackupAndRestore",
     "CollapseGuard",
     "Progress",
     "ReconstructionGrid",
     "SampleDistances",
     "SampleGrid",
     "SetEpoch",
+    "StopOnNaN",
     "image_grid",
     "save_completions",
     "save_grid",

@@ -58,6 +58,44 @@ class SampleDistances(keras.callbacks.Callback):
         )
 
 
+class StopOnNaN(keras.callbacks.Callback):
+    """Ends `fit` with a FloatingPointError that names the first metric to become NaN or
+    infinite. kgen's `fit` adds it unless there is a `keras.callbacks.TerminateOnNaN` or
+    a CollapseGuard, which end it more quietly or only warn.
+
+    A batch's metrics are looked at when the next one is under way, so that an
+    accelerator need not be waited for.
+    """
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch, self._last = epoch, None
+
+    def on_train_batch_end(self, batch, logs=None):
+        last, self._last = self._last, (batch, dict(logs or {}))
+        if last:
+            self._check(*last)
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._last:
+            self._check(*self._last)
+        self._check(None, logs or {})
+
+    def _check(self, batch, logs):
+        bad = [k for k, v in logs.items() if not math.isfinite(float(v))]
+        if not bad:
+            return
+        bad.sort(key=lambda k: k in ("loss", "val_loss"))  # the sum of all others
+        where = f"epoch {self._epoch + 1}"
+        where = where if batch is None else f"batch {batch + 1} of {where}"
+        also = f" (and {', '.join(bad[1:])})" if bad[1:] else ""
+        raise FloatingPointError(
+            f"{bad[0]} is {float(logs[bad[0]])} after {where}{also}. The weights are "
+            "lost; a backup or a saved model has earlier ones. Look for NaN in sample "
+            "weights and in your own layers; lower the learning rate or set "
+            "`clipnorm`; in place of mixed_float16 take mixed_bfloat16."
+        )
+
+
 class CollapseGuard(keras.callbacks.Callback):
     """Tells when a GAN's game is lost, and what to try; stops it unless told not to.
 

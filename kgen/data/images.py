@@ -149,6 +149,7 @@ class Batches(keras.utils.PyDataset):
             probability.
         source_levels: levels of `images` that binarize divides by; None means 256.
         seed: non-negative integer.
+        drop_remainder: leave a smaller last batch out.
 
     Raises:
         ValueError: images or labels are not what is said above.
@@ -163,11 +164,18 @@ class Batches(keras.utils.PyDataset):
         binarize=False,
         source_levels=None,
         seed=0,
+        drop_remainder=False,
     ):
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
         self.images = as_images(images)  # (N, H, W, C)
+        most = len(self.images) if drop_remainder else np.inf
+        if not 1 <= batch_size <= most:
+            raise ValueError(
+                f"expected batch_size of at least 1, got {batch_size}"
+                if batch_size < 1
+                else f"batch_size={batch_size} leaves no batch of {most} images"
+            )
+        self.drop_remainder = drop_remainder
         self.labels = None if labels is None else as_labels(labels, len(self.images))
         self.batch_size = batch_size
         self.shuffle = shuffle
@@ -181,9 +189,10 @@ class Batches(keras.utils.PyDataset):
         self.seed = seed
         self.set_epoch(0)
 
-    def set_epoch(self, epoch):
-        """Says which epoch (from 0) the next batches belong to."""
-        self.epoch = epoch
+    def set_epoch(self, epoch, first_batch=0):
+        """Says which epoch (from 0) the next batches belong to, and how many of its
+        batches to leave out: a run that was interrupted has had them."""
+        self.epoch, self.first_batch = epoch, first_batch
         count = len(self.images)
         rng = np.random.default_rng([self.seed, epoch])
         self._order = rng.permutation(count) if self.shuffle else np.arange(count)
@@ -193,8 +202,10 @@ class Batches(keras.utils.PyDataset):
         self.set_epoch(self.epoch + 1)
 
     def __len__(self):
-        """Number of batches in an epoch."""
-        return -(-len(self.images) // self.batch_size)
+        """Number of batches in an epoch, or left in this one."""
+        N, B = len(self.images), self.batch_size
+        batches = N // B if self.drop_remainder else -(-N // B)
+        return batches - self.first_batch
 
     def __getitem__(self, i):
         """Batch i of this epoch.
@@ -207,6 +218,7 @@ class Batches(keras.utils.PyDataset):
         """
         if not 0 <= i < len(self):
             raise IndexError(f"expected a batch index in 0..{len(self) - 1}, got {i}")
+        i += self.first_batch
         rows = self._order[i * self.batch_size : (i + 1) * self.batch_size]  # (B,)
         x = self.images[rows]  # (B, H, W, C)
         if self.binarize:

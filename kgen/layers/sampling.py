@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from kgen import random
+
 
 @keras.saving.register_keras_serializable(package="kgen")
 class Sampling(keras.layers.Layer):
@@ -21,7 +23,9 @@ class Sampling(keras.layers.Layer):
         self.built = True
 
     def noise(self, shape):
-        return keras.random.normal(shape, dtype="float32", seed=self.seed_generator)
+        n, *rest = shape
+        seed = self.seed_generator
+        return random.of_batch(lambda n: keras.random.normal((n, *rest), seed=seed), n)
 
     def call(self, inputs, epsilon=None):
         mean, log_var = inputs  # (B, L) each

@@ -8,11 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgen import backend, export, files, presets, random
+from kgen import backend, export, files, fitting, presets, random
 from kgen.batching import in_batches
-from kgen.callbacks import SetEpoch
 from kgen.checks import check_data, check_images, check_labels, portable, sizes
-from kgen.data import Batches
 from kgen.optimizers import Alternating
 
 
@@ -147,7 +145,7 @@ class GenerativeModel(keras.Model):
         Keras weighs them, and the penalties of the user's own layers."""
         if sample_weight is not None:
             per_image = per_image * ops.cast(sample_weight, per_image.dtype)
-        return ops.mean(per_image) + sum(self.losses)
+        return backend.replica_mean(per_image) + sum(self.losses)
 
     def tracked(self, values, sample_weight=None):
         """Updates each metric from its per-image values (B,), and returns the logs.
@@ -155,36 +153,33 @@ class GenerativeModel(keras.Model):
         Exactly `get_metrics_result()`: with other keys, Keras would report the last
         batch only. Means over images, so that uneven batches average exactly.
         """
+        values, weight = backend.replica_metrics(values, sample_weight)
         for metric in self.metrics:
             if metric.name in values:  # the user's own layers may bring others
-                metric.update_state(values[metric.name], sample_weight)
+                metric.update_state(values[metric.name], weight)
         return self.get_metrics_result()
 
     def fit(
         self, x=None, y=None, *args, validation_data=None, callbacks=None, **kwargs
     ):
-        """As `keras.Model.fit`, with images checked where their values can be seen.
-        Data sets that make their own batches keep their order: Keras would shuffle a
-        PyDataset's batches by the global random state, which no checkpoint holds.
-        """
+        """As `keras.Model.fit`, with images checked where their values can be seen;
+        what is done with data and callbacks is in kgen/fitting.py."""
         check_data(self, x, y)
         y = _placeholder(x, y, kwargs)
-        if not hasattr(x, "shape"):
-            kwargs.setdefault("shuffle", False)
         if validation_data is not None:
             parts = keras.utils.unpack_x_y_sample_weight(validation_data)
             check_data(self, *parts[:2], what="validation_data")
-        if hasattr(x, "set_epoch"):
-            callbacks = [SetEpoch(x), *keras.tree.flatten(callbacks or [])]
-        x = backend.fed(x) if isinstance(x, Batches) else x
-        return super().fit(
-            x, y, *args, validation_data=validation_data, callbacks=callbacks, **kwargs
-        )
+            x_val, *rest = fitting.fed(parts[0]), *parts[1:]
+            alone = all(part is None for part in rest)
+            kwargs["validation_data"] = x_val if alone else (x_val, *rest)
+        with fitting.prepared(self, x, callbacks, kwargs) as (x, callbacks):
+            return super().fit(x, y, *args, callbacks=callbacks, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, return_dict=True, **kwargs):
         """As `keras.Model.evaluate`; returns {metric: value} unless asked not to."""
         check_data(self, x, y)
         y = _placeholder(x, y, kwargs)
+        x = fitting.fed(x)
         return super().evaluate(x, y, *args, return_dict=return_dict, **kwargs)
 
     def predict(self, x, *args, **kwargs):

@@ -183,7 +183,7 @@ class GAN(GenerativeModel):
             terms = self._discriminator_terms(real, generated, labels, training=True)
             total = terms["discriminator_loss"]  # (B,)
             if self.gradient_penalty:
-                a = keras.random.uniform((n, 1, 1, 1), seed=self.seed_generator)
+                a = losses.mixing_weights(n, self.seed_generator)  # (B, 1, 1, 1)
                 between = a * real + (1.0 - a) * generated
                 gradient = self.input_gradient(score, between)
                 penalty = losses.gradient_penalty(gradient)  # (B,)

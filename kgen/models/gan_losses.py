@@ -9,8 +9,10 @@ sigma is the logistic function, softplus(t) = log(1 + e^t) = -log sigma(-t), so 
 logarithm of a probability is taken; all are float32 and finite for logits of +-1e4.
 """
 
+import keras
 from keras import ops
 
+from kgen import random
 from kgen.checks import one_of
 
 
@@ -136,6 +138,12 @@ def norms(gradient):
     squared = squared_norms(gradient)
     zero = ops.equal(squared, 0.0)
     return ops.where(zero, 0.0, ops.sqrt(ops.where(zero, 1.0, squared)))
+
+
+def mixing_weights(n, seed):
+    """a ~ U(0, 1) of n images, from a Keras seed generator: (n, 1, 1, 1)."""
+    draw = keras.random.uniform
+    return random.of_batch(lambda n: draw((n, 1, 1, 1), seed=seed), n)
 
 
 def gradient_penalty(gradient):

@@ -21,10 +21,11 @@ class Prior:
 
     def draw(self, n, seed):
         """n of them, from a Keras seed generator."""
-        shape = (n, self.latent_dim)
+        L = self.latent_dim
         if self.name == "normal":
-            return keras.random.normal(shape, seed=seed)
-        return keras.random.uniform(shape, -1.0, 1.0, seed=seed)
+            return random.of_batch(lambda n: keras.random.normal((n, L), seed=seed), n)
+        draw = keras.random.uniform
+        return random.of_batch(lambda n: draw((n, L), -1.0, 1.0, seed=seed), n)
 
     def of(self, seeds):
         """One for each seed, int32 (B, 2), and from nothing else."""

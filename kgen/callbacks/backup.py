@@ -1,0 +1,167 @@
+"""Backups of training, from which a killed run ends as if it had not been killed."""
+
+import hashlib
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import keras
+import numpy as np
+from keras import ops
+
+from kgen import files
+
+_WEIGHTS, _METRICS, _ABOUT = "state.weights.h5", "metrics.npz", "backup.json"
+_NAMES = {_WEIGHTS, _METRICS, _ABOUT}
+
+
+class BackupAndRestore(keras.callbacks.Callback):
+    """As `keras.callbacks.BackupAndRestore`, exactly, also within an epoch.
+
+    A backup holds the weights, the optimizer's state, seed generators and metrics; it
+    appears whole, and the one before it stays until it is there. `fit` restores the
+    newest that is intact and goes on from the very batch, with what the batches of the
+    epoch so far gave the metrics. (Keras' own starts the epoch over; killed between its
+    two files, it repeats an epoch.) Within an epoch that wants `kgen.data.Batches`,
+    whose order is a function of its seed and the epoch; of other data the interrupted
+    epoch starts over from the backup's weights. Arrays that Keras shuffles are in
+    another order in each run.
+
+    `fit` puts it after all other callbacks, and it saves when an epoch begins or the
+    training ends: so whatever others do at an epoch's end is done. What they remember
+    themselves (EarlyStopping's patience) is not kept.
+
+    Args:
+        backup_dir: folder of this run's backups and of nothing else.
+        save_freq: "epoch", or an integer: after so many batches too.
+        delete_checkpoint: whether to remove the folder when the training has ended;
+            if not, more `epochs` go on from there.
+
+    Raises:
+        ValueError: from `fit`; no backup is intact, or they are of another model.
+    """
+
+    def __init__(self, backup_dir, save_freq="epoch", delete_checkpoint=True):
+        super().__init__()
+        whole = isinstance(save_freq, int) and save_freq >= 1
+        if save_freq != "epoch" and not whole:
+            raise ValueError(
+                "save_freq must be 'epoch' or a positive number of batches; got "
+                f"{save_freq!r}."
+            )
+        self.folder, self.save_freq = Path(backup_dir), save_freq
+        self.delete_checkpoint = delete_checkpoint
+        self._begin(0, 0)
+
+    def _begin(self, epoch, batch, metrics=None):
+        self.epoch, self.first_batch, self._metrics = epoch, batch, metrics
+        self._now, self._restored = epoch, metrics is not None
+
+    def backups(self):
+        """The folders of the backups there are, oldest first."""
+        found = self.folder.glob("[0-9]*-[0-9]*") if self.folder.is_dir() else []
+        return sorted(path for path in found if path.is_dir())
+
+    def restore(self, model):
+        """Loads the newest intact backup into a compiled model, if there is any.
+
+        Returns: (epoch, batch) to go on from, (0, 0) where there is no backup.
+        """
+        self._begin(0, 0)
+        found = self.backups()
+        for path in reversed(found):
+            about = _read(path)
+            if isinstance(about, dict):
+                self._load(model, path, about)
+                return self.epoch, self.first_batch
+            warnings.warn(
+                f"The backup {path} is damaged ({about}); trying the one before it.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if found:
+            raise ValueError(
+                f"None of the backups in '{self.folder}' is intact: remove that folder "
+                "to start anew."
+            )
+        return 0, 0
+
+    def _load(self, model, path, about):
+        try:
+            model.load_weights(path / _WEIGHTS)
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"The backup {path} is not of this model and optimizer ({error}). "
+                "Resume with the settings it was made with, or remove "
+                f"'{self.folder}' to start anew."
+            ) from error
+        with np.load(path / _METRICS) as arrays:
+            metrics = [arrays[name] for name in arrays.files]
+        self._begin(about["epoch"], about["batch"], metrics)
+
+    def start_over(self):
+        """Of data that cannot begin within an epoch: the whole epoch again."""
+        self._begin(self.epoch, 0, [])
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._now = epoch
+        self._done = self.first_batch if epoch == self.epoch else 0
+        if not self._restored:
+            return self._save(epoch, 0) if epoch > self.epoch else None
+        if self.first_batch:  # after Keras has reset them
+            variables = self.model.metrics_variables
+            for v, value in zip(variables, self._metrics, strict=True):
+                v.assign(value)
+        self._restored = False
+
+    def on_train_batch_end(self, batch, logs=None):
+        first = self.first_batch if self._now == self.epoch else 0
+        done, before, self._done = first + batch + 1, self._done, first + batch + 1
+        if self.save_freq == "epoch" or done >= (self.params.get("steps") or np.inf):
+            return
+        finite = all(np.isfinite(float(value)) for value in (logs or {}).values())
+        if finite and done // self.save_freq > before // self.save_freq:
+            self._save(self._now, done)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._now = epoch + 1
+
+    def on_train_end(self, logs=None):
+        if self.delete_checkpoint:
+            if files.writes():
+                shutil.rmtree(self.folder, ignore_errors=True)
+        elif self._now > self.epoch:
+            self._save(self._now, 0)
+
+    def _save(self, epoch, batch):
+        path = self.folder / f"{epoch:06}-{batch:08}"
+        with files.atomic(path, replace=_NAMES) as unfinished:
+            unfinished.mkdir()
+            # Keras' own: a GenerativeModel's appears whole by itself, in one more step
+            keras.Model.save_weights(self.model, unfinished / _WEIGHTS)
+            metrics = [ops.convert_to_numpy(v) for v in self.model.metrics_variables]
+            np.savez(unfinished / _METRICS, *metrics)
+            sums = {name: _checksum(unfinished / name) for name in (_WEIGHTS, _METRICS)}
+            about = {"epoch": epoch, "batch": batch, "sha256": sums}
+            (unfinished / _ABOUT).write_text(json.dumps(about, indent=2))
+        if files.writes():
+            for old in self.backups()[:-2]:
+                shutil.rmtree(old, ignore_errors=True)
+
+
+def _checksum(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read(path):
+    """What the backup says of itself, or, in words, what is wrong with it."""
+    try:
+        about = json.loads((path / _ABOUT).read_text())
+        for name, expected in about["sha256"].items():
+            if _checksum(path / name) != expected:
+                return f"{name} has changed since it was written"
+        return about
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"

@@ -1,0 +1,59 @@
+"""Devices: one by its name, or several that train together, on the backend's own engine.
+
+    kgen.distribute.use("gpu")     # one GPU, or an error that says there is none
+    kgen.distribute.use("gpu:4")   # four of them
+    kgen.distribute.use(2)         # two of what there is
+    kgen.distribute.use("cpu:2")   # two virtual CPUs, to try things out
+
+To be called first of all: before models are made and before the backend's first work.
+
+    TensorFlow   `MirroredStrategy`; with TF_CONFIG, `MultiWorkerMirroredStrategy`
+    JAX          `keras.distribution.DataParallel`; several hosts:
+                 `keras.distribution.initialize(...)` before it
+    PyTorch      a process for each device, started by `torchrun --nproc-per-node=4`
+
+Batches are global: `kgen.data.Batches(images, batch_size=64)` is 64 images a step, of
+which each device computes its part. Give every process all of the data. Arrays go to
+`fit` as they are: Keras divides them among TensorFlow's and JAX's devices, of PyTorch's
+processes each would train on all it is given.
+
+Weights and metrics end as on one device, noise included; but Keras' Dropout and batch
+normalisation are of each device's part of the batch (on JAX of the whole). All
+processes train; files are written by the first alone.
+"""
+
+from kgen import backend
+
+
+def use(devices):
+    """Chooses the devices for all that comes after in this process.
+
+    Args:
+        devices: "cpu" or "gpu" or "cpu:n" or "gpu:n" for n of them; or n, of GPUs where
+            there are any.
+
+    Raises:
+        ValueError: there are not so many, or `devices` is none of these.
+        RuntimeError: the backend has begun to use its devices.
+    """
+    kind, _, count = str(devices).partition(":")
+    if kind.isdecimal() and not count:
+        kind, count = None, kind
+    if kind not in (None, "cpu", "gpu") or not (count or "1").isdecimal():
+        raise ValueError(
+            f"devices must be 'cpu', 'gpu', 'cpu:n', 'gpu:n' or a number n; got "
+            f"{devices!r}."
+        )
+    if int(count or 1) < 1:
+        raise ValueError(f"devices must be at least one; got {devices!r}.")
+    backend.use(kind, int(count or 1))
+
+
+def process():
+    """(i, n): this is the i-th of n processes that train together."""
+    return backend.process()
+
+
+def wait(model):
+    """Waits for the other processes, and takes over the first one's weights."""
+    backend.together(model.variables)
