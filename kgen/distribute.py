@@ -1,9 +1,9 @@
-"""Devices: one by its name, or several that train together, on the backend's own engine.
+"""Devices: one by its name, or several that train together, on the backend's engine.
 
-    kgen.distribute.use("gpu")     # one GPU, or an error that says there is none
-    kgen.distribute.use("gpu:4")   # four of them
-    kgen.distribute.use(2)         # two of what there is
-    kgen.distribute.use("cpu:2")   # two virtual CPUs, to try things out
+    kgen.distribute.use("gpu")  # one GPU, or an error that says there is none
+    kgen.distribute.use("gpu:4")  # four of them
+    kgen.distribute.use(2)  # two of what there is
+    kgen.distribute.use("cpu:2")  # two virtual CPUs, to try things out
 
 To be called first of all: before models are made and before the backend's first work.
 
@@ -54,6 +54,7 @@ def process():
     return backend.process()
 
 
-def wait(model):
-    """Waits for the other processes, and takes over the first one's weights."""
-    backend.together(model.variables)
+def wait(model=None):
+    """Waits for the other processes; with a model, its weights become the first one's
+    (which they are already, but on PyTorch)."""
+    backend.together(model.variables if model else [])

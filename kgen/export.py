@@ -32,7 +32,8 @@ from kgen import files
 def export(model, path):
     """Writes `model` as a SavedModel to the folder `path`, whole or not at all.
 
-    TensorFlow Serving wants `<model name>/<version number>`; see `next_version`.
+    TensorFlow Serving wants `<model name>/<version number>`; see `next_version`. Of
+    several processes that train together, the first writes.
 
     Returns: `path`, as pathlib.Path.
 
@@ -42,6 +43,8 @@ def export(model, path):
         RuntimeError: the child process failed; with its last words.
     """
     path = Path(path)
+    if not files.writes():
+        return path
     with files.atomic(path, replace=False) as unfinished:
         if keras.backend.backend() == "tensorflow":
             _write(model, unfinished)

@@ -4,15 +4,13 @@ Importing this file imports no framework: `arguments` sets KERAS_BACKEND first.
 """
 
 import argparse
-import csv
 import dataclasses
 import os
-import shutil
 import sys
 import time
 from pathlib import Path
 
-from records import parameters, write_results
+from records import parameters, prepare, rows_until, write_results
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # kgen, if not installed
 
@@ -39,6 +37,8 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
     add("--out", default=f"runs/{name}", help="folder of the results: %(default)s")
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--resume", action="store_true", help="continue the run in --out")
+    add("--save-freq", type=int, help="batches between backups; default: each epoch")
+    add("--devices", help="cpu, gpu, gpu:4 or a number; see kgen.distribute")
     add("--smoke", action="store_true", help="two epochs on a few images")
     args = parser.parse_args()
     args.name = name
@@ -54,7 +54,24 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
     if args.backend:
         os.environ["KERAS_BACKEND"] = args.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter
+    if args.save_freq is not None and args.save_freq < 1:
+        parser.error("--save-freq must be at least 1")
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 or "TF_CONFIG" in os.environ
+    if args.devices or several:
+        _use(args.devices or 1, parser)
     return args
+
+
+def _use(devices, parser):
+    """Before all else that the backend does; of several processes, one prints."""
+    import kgen
+
+    try:
+        kgen.distribute.use(devices)
+    except ValueError as error:
+        parser.error(f"--devices {devices}: {error}")
+    if not kgen.files.writes():
+        sys.stdout = open(os.devnull, "w")
 
 
 def load(args, **kwargs):
@@ -111,58 +128,35 @@ def describe(args, model, splits):
     print(f"results     {args.out}", flush=True)
 
 
-def prepare(out, resume):
-    """The folder of the results: made, and without an earlier run's state."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise SystemExit(
-            f"--out {out}: cannot write there ({error}). Choose another folder."
-        ) from error
-    if not resume:
-        shutil.rmtree(out / "backup", ignore_errors=True)
-        for old in ("best.weights.h5", "history.csv"):
-            (out / old).unlink(missing_ok=True)
-
-
-def _best_so_far(history):
-    """The least `val_loss` in an interrupted run's history.csv, or None."""
-    if not history.exists():
-        return None
-    with open(history, newline="") as file:
-        losses = [float(row["val_loss"]) for row in csv.DictReader(file)]
-    return min(losses, default=None)
-
-
-def _backup(out):
-    import keras
-
-    return keras.callbacks.BackupAndRestore(
-        out / "backup", double_checkpoint=True, delete_checkpoint=False
-    )
-
-
 def _states(args, out, best, averaged, callbacks):
-    """The callbacks that keep weights and numbers. The backup comes last of all, when
-    all else of the epoch is written; but first where averaged weights are swapped in,
-    which those after that see."""
+    """The callbacks that keep weights and numbers."""
     import keras
 
-    made = list(callbacks)
+    import kgen
+
+    backup = kgen.callbacks.BackupAndRestore(
+        out / "backup", args.save_freq or "epoch", delete_checkpoint=False
+    )
+    try:
+        _, about = backup.newest()
+    except ValueError as error:
+        raise SystemExit(f"--resume: {error}") from error
+    least = rows_until(out / "history.csv", about["epoch"] if about else 0)
+    made = [backup, *callbacks]
     if best:
         checkpoint = keras.callbacks.ModelCheckpoint(
             out / "best.weights.h5",
             save_best_only=True,
             save_weights_only=True,
-            initial_value_threshold=_best_so_far(out / "history.csv"),
+            initial_value_threshold=least,
         )
-        made = [checkpoint, *made]
+        made.append(checkpoint)
     if averaged:
-        swap = keras.callbacks.SwapEMAWeights(swap_on_epoch=True)
-        made = [_backup(out), swap, *made]
-    return [*made, keras.callbacks.CSVLogger(out / "history.csv", append=args.resume)]
+        made.insert(0, keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
+    if kgen.files.writes():
+        log = keras.callbacks.CSVLogger(out / "history.csv", append=args.resume)
+        made.append(log)
+    return made
 
 
 def _shown(out, model, splits, every):
@@ -188,7 +182,7 @@ def fit(
     Not `best`: the last epoch's weights, for a loss that says nothing of quality.
     `callbacks`: more of them, whose logs go into history.csv.
 
-    Every epoch's state is in `<out>/backup`: `--resume` continues from the last one.
+    The state is in `<out>/backup`, from where `--resume` goes on.
     """
     import kgen
 
@@ -205,10 +199,10 @@ def fit(
             *_states(args, out, best, averaged, callbacks),
             kgen.callbacks.SampleGrid(out / "epochs", n=samples, every=every),
             *_shown(out, model, splits, every),
-            *([] if averaged else [_backup(out)]),
         ],
     )
     seconds = time.time() - start
+    kgen.distribute.wait(model)  # the first process may be writing still
     if (out / "best.weights.h5").exists():
         model.load_weights(out / "best.weights.h5")
     return seconds

@@ -121,7 +121,10 @@ def fit(model, splits):
             keras.callbacks.CSVLogger(out / "history.csv", append=args.resume),
             kgen.callbacks.Progress(["loss", "accuracy", "val_accuracy"]),
             keras.callbacks.BackupAndRestore(
-                out / "backup", double_checkpoint=True, delete_checkpoint=False
+                out / "backup",
+                args.save_freq or "epoch",
+                double_checkpoint=True,
+                delete_checkpoint=False,
             ),
         ],
     )

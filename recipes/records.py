@@ -1,12 +1,50 @@
-"""What is kept of a recipe's run: its command, data, machine, versions and numbers."""
+"""What is kept of a recipe's run: its folder, and its command, data, machine, versions
+and numbers."""
 
+import csv
 import json
 import os
 import platform
 import shlex
+import shutil
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+
+
+def prepare(out, resume):
+    """The folder of the results: made, and without an earlier run's state."""
+    import kgen
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / f".writable{os.getpid()}").touch()
+        (out / f".writable{os.getpid()}").unlink()
+    except OSError as error:
+        raise SystemExit(
+            f"--out {out}: cannot write there ({error}). Choose another folder."
+        ) from error
+    if not resume and kgen.files.writes():
+        shutil.rmtree(out / "backup", ignore_errors=True)
+        for old in ("best.weights.h5", "history.csv"):
+            (out / old).unlink(missing_ok=True)
+    kgen.distribute.wait()
+
+
+def rows_until(history, epoch):
+    """The least `val_loss` of an interrupted run's epochs before `epoch`, or None. Of
+    later ones, which are to come again, the rows are removed."""
+    import kgen
+
+    if not history.exists():
+        return None
+    with open(history, newline="") as file:
+        header, *rows = list(csv.reader(file)) or [[]]
+    rows = [row for row in rows if len(row) == len(header) and int(row[0]) < epoch]
+    with kgen.files.atomic(history) as path, open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows] if rows else [])
+    losses = [float(dict(zip(header, row, strict=True))["val_loss"]) for row in rows]
+    return min(losses, default=None)
 
 
 def parameters(model):

@@ -1,18 +1,23 @@
-"""The seam between kgen and the frameworks: a file per backend, of one outline.
+"""The seam between kgen and the frameworks: two files per backend, of one outline.
+
+Computing, in tensorflow.py, jax.py, torch.py:
 
 `step(fn)`                     turns a stateful `train_step`/`test_step` body into what
                                the backend's `fit` calls
 `minimize(model, fn, variables)`   one optimizer update of those variables only
 `input_gradient(model, fn, x)`     d sum(fn(x)) / dx, itself differentiable (penalties)
-`fed(data)`                    data as the backend's `fit` takes them best
 `compiled(model, fn, gradients)`   fn as one compiled function of its tensors
-`replica_rows(n)`              where in the batch of all devices the images at hand are
-`replica_mean(values)`, `replica_loss(loss)`, `replica_gradients(gradients)`,
-`replica_metrics(values, weight)`   data-parallel averaging
 `convolution(x, kernel, pads, bias)`   padded on each side by its own number of zeros
 `scan(fn, state, xs)`          a recurrence over the first axis, as one loop
 `fused(fn)`                    an element-wise function in few passes over memory
 `concrete(x)`                  a tensor's values as NumPy, None while tracing
+
+Devices, in tensorflow_devices.py, jax_devices.py, torch_devices.py:
+
+`fed(data)`                    data as the backend's `fit` takes them best
+`replica_rows(n)`              where in the batch of all devices the images at hand are
+`replica_mean(values)`, `replica_loss(loss)`, `replica_gradients(gradients)`,
+`replica_metrics(values, weight)`   data-parallel averaging
 `process()`                    which of how many processes that train together
 `together(variables)`          processes wait, and go on from one state
 `use(kind, count)`             devices for what comes after
@@ -27,32 +32,36 @@ import keras
 name = keras.backend.backend()
 
 if name == "tensorflow":
-    from kgen.backend import tensorflow as _implementation
+    from kgen.backend import tensorflow as _computing
+    from kgen.backend import tensorflow_devices as _devices
 elif name == "jax":
-    from kgen.backend import jax as _implementation
+    from kgen.backend import jax as _computing
+    from kgen.backend import jax_devices as _devices
 elif name == "torch":
-    from kgen.backend import torch as _implementation
+    from kgen.backend import torch as _computing
+    from kgen.backend import torch_devices as _devices
 else:
     raise ImportError(
         f"kgen runs on the Keras backends tensorflow, jax and torch; this process has "
         f"'{name}'. Set the environment variable KERAS_BACKEND before importing keras."
     )
 
-step = _implementation.step
-minimize = _implementation.minimize
-input_gradient = _implementation.input_gradient
-fed = _implementation.fed
-compiled = _implementation.compiled
-replica_rows = _implementation.replica_rows
-replica_mean = _implementation.replica_mean
-replica_loss = _implementation.replica_loss
-replica_gradients = _implementation.replica_gradients
-replica_metrics = _implementation.replica_metrics
-convolution = _implementation.convolution
-scan = _implementation.scan
-fused = _implementation.fused
-concrete = _implementation.concrete
-process = _implementation.process
-together = _implementation.together
-use = _implementation.use
-device = _implementation.device
+step = _computing.step
+minimize = _computing.minimize
+input_gradient = _computing.input_gradient
+compiled = _computing.compiled
+convolution = _computing.convolution
+scan = _computing.scan
+fused = _computing.fused
+concrete = _computing.concrete
+
+fed = _devices.fed
+replica_rows = _devices.replica_rows
+replica_mean = _devices.replica_mean
+replica_loss = _devices.replica_loss
+replica_gradients = _devices.replica_gradients
+replica_metrics = _devices.replica_metrics
+process = _devices.process
+together = _devices.together
+use = _devices.use
+device = _devices.device

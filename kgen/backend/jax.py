@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import keras
 
-from kgen.batching import Share
+from kgen.backend.jax_devices import replica_gradients, replica_loss
 
 
 def _state(model, lists=4):
@@ -123,28 +123,6 @@ def input_gradient(model, fn, x):
     return gradient
 
 
-def fed(data):
-    """What `fit` is given, as it takes it best here: of kgen.data.Batches a process
-    gets its own part of each batch, other data as they are."""
-    distribution = keras.distribution.distribution()
-    if distribution is None or not hasattr(data, "set_epoch"):
-        return data
-    _check_divisible(data, distribution.num_model_replicas)
-    i, n = process()
-    return Share(data, i, n) if n > 1 else data
-
-
-def _check_divisible(data, devices):
-    for i in {0, len(data) - 1}:
-        images = len(keras.tree.flatten(data[i])[0])
-        if images % devices:
-            raise ValueError(
-                f"Batch {i} has {images} images, which JAX cannot divide among "
-                f"{devices} devices equally: choose another batch_size, or leave the "
-                "rest of each epoch out by Batches(..., drop_remainder=True)."
-            )
-
-
 def compiled(model, fn, gradients=False):
     """`fn(*tensors)` as one XLA program; it reads the model's variables, and changes
     none. They are arguments of the program: closed over, they would be constants.
@@ -157,31 +135,6 @@ def compiled(model, fn, gradients=False):
             return fn(*args)
 
     return lambda *args: program([v.value for v in model.variables], *args)
-
-
-def replica_rows(n):
-    """One program computes the whole batch: all rows."""
-    return 0, n
-
-
-def replica_mean(values):
-    """One program over the global batch: a mean is the global mean already."""
-    return jnp.mean(values)
-
-
-def replica_loss(loss):
-    """As it is, for it is of the global batch."""
-    return loss
-
-
-def replica_gradients(gradients):
-    """Reduced by the partitioned program itself."""
-    return gradients
-
-
-def replica_metrics(values, weight):
-    """Of the global batch as they are."""
-    return values, weight
 
 
 def convolution(x, kernel, pads, bias=None):
@@ -248,42 +201,3 @@ def concrete(x):
     if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer):
         return jax.device_get(x)
     return None
-
-
-def process():
-    """(i, n): this is the i-th of n processes that train together."""
-    return jax.process_index(), jax.process_count()
-
-
-def together(variables):
-    """One program: processes have the same values, and wait where they must."""
-    del variables
-
-
-def use(kind, count):
-    """See kgen.distribute: the default device, or data parallelism over several."""
-    if kind == "cpu" and count > 1:
-        jax.config.update("jax_num_cpu_devices", count)
-    try:
-        devices = jax.devices(kind)
-    except RuntimeError as error:
-        raise ValueError(f"JAX has no {kind.upper()} here ({error}).") from error
-    if len(devices) < count:
-        raise ValueError(f"JAX sees {len(devices)} of the {count} devices asked for.")
-    if count > 1 or process()[1] > 1:
-        chosen = devices if process()[1] > 1 else devices[:count]
-        names = [f"{d.platform}:{d.id}" for d in chosen]
-        parallel = keras.distribution.DataParallel(
-            devices=names, auto_shard_dataset=False
-        )
-        keras.distribution.set_distribution(parallel)
-    else:
-        jax.config.update("jax_default_device", devices[0])
-
-
-def device():
-    """For example '1 x GPU (NVIDIA H200)' or 'CPU'."""
-    devices = jax.devices()
-    if devices[0].platform == "cpu":
-        return "CPU" if len(devices) == 1 else f"{len(devices)} x CPU"
-    return f"{len(devices)} x {devices[0].platform.upper()} ({devices[0].device_kind})"

@@ -1,12 +1,9 @@
 """The seam on PyTorch: state lives in the variables, gradients from torch.autograd."""
 
-import atexit
-import os
-
 import keras
 import torch
 
-from kgen.batching import Share
+from kgen.backend.torch_devices import replica_gradients, replica_loss
 
 
 def step(fn):
@@ -46,13 +43,6 @@ def input_gradient(model, fn, x):
         ]
 
 
-def fed(data):
-    """What `fit` is given, as it takes it best here: of kgen.data.Batches a process
-    gets its own part of each batch, other data as they are."""
-    i, n = process()
-    return Share(data, i, n) if n > 1 and hasattr(data, "set_epoch") else data
-
-
 def compiled(model, fn, gradients=False):
     """`fn(*tensors)`, eager, as Keras is on PyTorch. It reads the model's variables,
     and changes none; gradients are recorded only with `gradients`."""
@@ -64,56 +54,6 @@ def compiled(model, fn, gradients=False):
             return fn(*[convert(a) for a in args])
 
     return call
-
-
-def replica_rows(n):
-    """(first, total): the n images at hand are rows first..first+n of the batch."""
-    i, parts = process()
-    if parts == 1:
-        return 0, n
-    total = int(_summed(torch.tensor(n)))
-    return min(i * (total // parts) + min(i, total % parts), total - n), total
-
-
-def _summed(x):
-    torch.distributed.all_reduce(x)
-    return x
-
-
-def replica_mean(values):
-    """The mean of values (B,), such that the mean over processes is that of the whole
-    batch, also where one has more images than another."""
-    n = process()[1]
-    if n == 1:
-        return values.mean()
-    images = _summed(torch.tensor(float(len(values)), device=values.device))
-    return values.sum() * (n / images)
-
-
-def replica_loss(loss):
-    """Each process differentiates its own share of the mean."""
-    return loss
-
-
-def replica_gradients(gradients):
-    """Averaged over the processes."""
-    n = process()[1]
-    if n == 1:
-        return gradients
-    return [_summed(gradient.contiguous()) / n for gradient in gradients]
-
-
-def replica_metrics(values, weight):
-    """Per-image values {name: (B,)} and weights (B,) or None, as metrics are to have
-    them: with several processes, means over all images, and their weight."""
-    if process()[1] == 1:
-        return values, weight
-    with torch.no_grad():
-        first = next(iter(values.values()))
-        weight = torch.ones_like(first) if weight is None else weight.to(first.dtype)
-        sums = torch.stack([(v * weight).sum() for v in [*values.values(), 1.0]])
-        sums = _summed(sums)
-    return dict(zip(values, sums[:-1] / sums[-1], strict=True)), sums[-1]
 
 
 def convolution(x, kernel, pads, bias=None):
@@ -148,64 +88,3 @@ def concrete(x):
     if not isinstance(x, torch.Tensor) or x.device.type == "meta":
         return None
     return x.detach().cpu().numpy()
-
-
-def process():
-    """(i, n): this is the i-th of n processes that train together."""
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return 0, 1
-    return distributed.get_rank(), distributed.get_world_size()
-
-
-def together(variables):
-    """Gives all processes the first one's values, and waits for them."""
-    if process()[1] == 1:
-        return
-    for v in variables:
-        value = keras.ops.convert_to_tensor(v).detach().clone()
-        torch.distributed.broadcast(value, 0)
-        v.assign(value)
-    torch.distributed.barrier()
-
-
-_kept = []  # scopes that are open for the life of the process
-
-
-def use(kind, count):
-    """See kgen.distribute: a device for this process, one of those of torchrun."""
-    if kind is None:
-        kind = "gpu" if torch.cuda.is_available() else "cpu"
-    found = torch.cuda.device_count() if kind == "gpu" else 1
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if not found or (count > found and kind == "gpu"):
-        raise ValueError(
-            f"PyTorch sees {found} of the {count} {kind.upper()} asked for."
-        )
-    if world == 1 and count > 1:
-        raise ValueError(
-            f"PyTorch takes a process for each device: start the script with `torchrun "
-            f"--nproc-per-node={count}` in place of `python`."
-        )
-    if kind == "gpu":  # which Keras takes by itself
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    else:
-        _kept.append(keras.device("cpu"))
-        _kept[-1].__enter__()
-    if world > 1 and not torch.distributed.is_initialized():
-        torch.distributed.init_process_group("nccl" if kind == "gpu" else "gloo")
-        atexit.register(_leave)
-
-
-def _leave():
-    """Together: who is left alone with open connections aborts."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
-def device():
-    """For example '1 x GPU (NVIDIA H200)' or 'CPU'."""
-    if not torch.cuda.is_available():
-        return "CPU"
-    return f"{torch.cuda.device_count()} x GPU ({torch.cuda.get_device_name(0)})"

@@ -69,23 +69,30 @@ class BackupAndRestore(keras.callbacks.Callback):
         Returns: (epoch, batch) to go on from, (0, 0) where there is no backup.
         """
         self._begin(0, 0)
+        path, about = self.newest()
+        if path:
+            self._load(model, path, about)
+        return self.epoch, self.first_batch
+
+    def newest(self):
+        """The newest intact backup: its folder, and what it says of itself, a dict of
+        `epoch` and `batch` to go on from; (None, None) where there are none."""
         found = self.backups()
         for path in reversed(found):
             about = _read(path)
             if isinstance(about, dict):
-                self._load(model, path, about)
-                return self.epoch, self.first_batch
+                return path, about
             warnings.warn(
                 f"The backup {path} is damaged ({about}); trying the one before it.",
                 RuntimeWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         if found:
             raise ValueError(
                 f"None of the backups in '{self.folder}' is intact: remove that folder "
                 "to start anew."
             )
-        return 0, 0
+        return None, None
 
     def _load(self, model, path, about):
         try:

@@ -6,8 +6,8 @@ import numbers
 
 import numpy as np
 
+from kgen.data.batches import Batches
 from kgen.data.images import (
-    Batches,
     bernoulli,
     bernoulli_once,
     check_levels,
