@@ -192,23 +192,6 @@ def test_trap_4_overflow_is_skipped_not_learned_from(binary):
     assert any(np.any(w != b) for w, b in zip(weights(model), before, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["vae", "gan"])
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_training_in_half_precision_is_near_float32(digits, kind, policy):
-    results = []
-    for name in ("float32", policy):
-        keras.config.set_dtype_policy(name)
-        keras.utils.set_random_seed(1)
-        if kind == "vae":
-            model = VAE((8, 8, 1), 17, latent_dim=4, hidden_units=(32,))
-            model.compile(keras.optimizers.Adam(3e-3))
-        else:
-            model = compiled(keras.optimizers.Adam(3e-3), penalty=0.1)
-        model.fit(digits, epochs=3, batch_size=32, shuffle=False, verbose=0)
-        results.append(model.evaluate(digits, verbose=0)["loss"])
-    assert results[1] == pytest.approx(results[0], rel=0.03)
-
-
 def test_trap_5_uneven_batches_average_exactly(digits):
     """`evaluate` over batches of 100, 100, 100 and 20 is the mean over the images."""
     model = VAE((8, 8, 1), 17, latent_dim=3, hidden_units=(8,))

@@ -95,14 +95,13 @@ class BackupAndRestore(keras.callbacks.Callback):
         return None, None
 
     def _load(self, model, path, about):
-        try:
-            model.load_weights(path / _WEIGHTS)
-        except (ValueError, KeyError) as error:
+        if about["shapes"] != _shapes(model):  # Keras would load what fits
             raise ValueError(
-                f"The backup {path} is not of this model and optimizer ({error}). "
-                "Resume with the settings it was made with, or remove "
-                f"'{self.folder}' to start anew."
-            ) from error
+                f"The backup {path} is not of this model and optimizer. Resume with "
+                f"the settings it was made with, or remove '{self.folder}' to start "
+                "anew."
+            )
+        model.load_weights(path / _WEIGHTS)
         with np.load(path / _METRICS) as arrays:
             metrics = [arrays[name] for name in arrays.files]
         self._begin(about["epoch"], about["batch"], metrics)
@@ -151,10 +150,16 @@ class BackupAndRestore(keras.callbacks.Callback):
             np.savez(unfinished / _METRICS, *metrics)
             sums = {name: _checksum(unfinished / name) for name in (_WEIGHTS, _METRICS)}
             about = {"epoch": epoch, "batch": batch, "sha256": sums}
-            (unfinished / _ABOUT).write_text(json.dumps(about, indent=2))
+            about["shapes"] = _shapes(self.model)
+            (unfinished / _ABOUT).write_text(json.dumps(about))
         if files.writes():
             for old in self.backups()[:-2]:
                 shutil.rmtree(old, ignore_errors=True)
+
+
+def _shapes(model):
+    """Of all that is kept, as JSON gives it back."""
+    return [list(v.shape) for v in model.variables + model.optimizer.variables]
 
 
 def _checksum(path):

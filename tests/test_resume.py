@@ -1,0 +1,245 @@
+"""A run that was killed ends as one that was not: weights, moments, seeds, metrics and
+samples, whatever the moment; and what is wrong with a backup is told."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from families import FAMILIES
+from keras import ops
+
+import kgen
+from kgen.callbacks import BackupAndRestore
+from kgen.data import Batches
+
+CHILD = Path(__file__).with_name("killed_child.py")
+KILLS = 4
+
+
+def start(folder, mode):
+    return subprocess.Popen(
+        [sys.executable, CHILD, folder, mode],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(child):
+    _, errors = child.communicate(timeout=400)
+    assert child.returncode == 0, errors[-3000:]
+
+
+def kill_after(child, batches, seconds):
+    """SIGKILL so long after so many batches, if it is not done before."""
+    with child:
+        for line in child.stdout:
+            batches -= line == "batch\n"
+            if batches <= 0:
+                time.sleep(seconds)
+                child.send_signal(signal.SIGKILL)
+                break
+    return child.returncode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(uninterrupted, killed four times), by turns with backups within epochs."""
+    whole, cut = (tmp_path_factory.mktemp(name) for name in ("whole", "cut"))
+    reference = start(whole, "epoch")
+    rng, killed = random.Random(os.environ.get("KILL_SEED", 0)), 0
+    modes = ["batches", "epoch"] * KILLS
+    for mode in modes[:KILLS]:
+        child = start(cut, mode)
+        killed += kill_after(child, rng.randint(1, 17), rng.uniform(0.0, 0.05))
+    finish(start(cut, "batches"))
+    finish(reference)
+    assert killed >= 3  # the last may have come too late
+    return whole, cut
+
+
+@pytest.mark.parametrize("kind", ["exact", "vae", "gan"])
+def test_killed_runs_end_as_the_uninterrupted(kind, runs):
+    whole, cut = runs
+    with np.load(whole / f"{kind}.npz") as a, np.load(cut / f"{kind}.npz") as b:
+        assert a.files == b.files and "sample" in a.files and "loss" in a.files
+        for name in a.files:
+            if kgen.backend.name != "tensorflow":
+                np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+            elif "sample" in name:  # ties may fall the other way
+                assert np.mean(a[name] != b[name]) < 0.02
+            else:  # sums in another order from run to run, on busy cores
+                close = dict(atol=2e-5, rtol=1e-5, err_msg=name)
+                np.testing.assert_allclose(a[name], b[name], **close)
+
+
+class Stop(keras.callbacks.Callback):
+    """An interruption after so many batches."""
+
+    def __init__(self, batches):
+        super().__init__()
+        self.batches = batches
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches -= 1
+        if self.batches == 0:
+            raise KeyboardInterrupt
+
+
+def new():
+    keras.utils.set_random_seed(2)
+    model = FAMILIES["vae"]()
+    model.compile(keras.optimizers.Adam(1e-2))
+    return model
+
+
+def fit(model, digits, folder, epochs=2, stop=None, save_freq=2):
+    """10 batches an epoch."""
+    keep = BackupAndRestore(folder, save_freq, delete_checkpoint=False)
+    callbacks = [keep, *([Stop(stop)] if stop else [])]
+    data = Batches(digits, batch_size=32, seed=1)
+    try:
+        return model.fit(data, epochs=epochs, verbose=0, callbacks=callbacks).history
+    except KeyboardInterrupt:
+        return None
+
+
+def weights(model):
+    return [ops.convert_to_numpy(v) for v in model.weights]
+
+
+def same(a, b):
+    for v, w in zip(weights(a), weights(b), strict=True):
+        np.testing.assert_allclose(v, w, atol=2e-5)
+
+
+def names(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_it_goes_on_from_the_very_batch(digits, tmp_path):
+    fit(new(), digits, tmp_path, stop=7)
+    assert names(tmp_path) == ["000000-00000004", "000000-00000006"]
+    seen = []
+
+    class Count(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(batch)
+
+    again = new()
+    keep = BackupAndRestore(tmp_path, 2)
+    data = Batches(digits, batch_size=32, seed=1)
+    again.fit(data, verbose=0, callbacks=[keep, Count()])
+    assert seen == [0, 1, 2, 3] and not tmp_path.exists()
+    assert int(again.optimizer.iterations) == 10
+
+
+@pytest.mark.parametrize("how", ["truncated", "changed", "a file is gone"])
+def test_a_damaged_backup_gives_way_to_the_one_before(how, digits, tmp_path):
+    whole = new()
+    fit(whole, digits, tmp_path / "whole")
+    folder = tmp_path / "cut"
+    fit(new(), digits, folder, stop=9)
+    older, newer = sorted(folder.iterdir())
+
+    def damage(path):
+        content = (path / "state.weights.h5").read_bytes()
+        if how == "truncated":
+            (path / "state.weights.h5").write_bytes(content[: len(content) // 2])
+        elif how == "changed":
+            middle = len(content) // 2
+            flipped = content[:middle] + bytes([content[middle] ^ 1])
+            (path / "state.weights.h5").write_bytes(flipped + content[middle + 1 :])
+        else:
+            (path / "metrics.npz").unlink()
+
+    damage(newer)
+    resumed = new()
+    with pytest.warns(RuntimeWarning, match=f"{newer.name} is damaged"):
+        fit(resumed, digits, folder)
+    same(whole, resumed)
+    for path in folder.iterdir():
+        damage(path)
+    with (
+        pytest.warns(RuntimeWarning, match="is damaged"),
+        pytest.raises(ValueError, match="None of the backups in .* is intact"),
+    ):
+        fit(new(), digits, folder)
+
+
+def test_an_interrupted_backup_leaves_the_old_ones(digits, tmp_path, monkeypatch):
+    fit(new(), digits, tmp_path, stop=7)
+    before = names(tmp_path)
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "savez", interrupted)
+        fit(new(), digits, tmp_path)
+    assert names(tmp_path) == before
+
+
+def test_a_backup_of_another_model_is_told(digits, tmp_path):
+    fit(new(), digits, tmp_path, stop=7)
+    deeper = kgen.models.VAE((8, 8, 1), 17, latent_dim=3, hidden_units=(8, 8))
+    deeper.compile(keras.optimizers.Adam(1e-2))
+    other_rule = new()
+    other_rule.compile("sgd")
+    for other in (deeper, other_rule):  # Keras would load what fits
+        with pytest.raises(ValueError, match="not of this model and optimizer"):
+            fit(other, digits, tmp_path)
+
+
+def test_other_data_start_the_epoch_over(digits, tmp_path):
+    fit(new(), digits, tmp_path, stop=14)
+    model, batches = new(), []
+
+    class Count(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            batches.append(batch)
+
+    keep = BackupAndRestore(tmp_path)
+    model.fit(digits, batch_size=32, epochs=2, verbose=0, callbacks=[keep, Count()])
+    assert batches == list(range(10))  # the second epoch, whole
+    assert int(model.optimizer.iterations) == 12 + 10
+
+
+def test_more_epochs_go_on_from_the_end(digits, tmp_path):
+    whole, longer = new(), new()
+    fit(whole, digits, tmp_path / "whole", epochs=3)
+    fit(longer, digits, tmp_path / "cut", epochs=2)
+    assert fit(new(), digits, tmp_path / "cut", epochs=2) == {}  # nothing to do
+    longer = new()
+    assert len(fit(longer, digits, tmp_path / "cut", epochs=3)["loss"]) == 1
+    same(whole, longer)
+
+
+def test_nothing_that_is_lost_replaces_a_good_backup(digits, tmp_path):
+    """NaN from the 6th batch on: the backups are of batches 2 and 4."""
+    model = new()
+
+    class Poison(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if batch == 5:
+                v = self.model.trainable_variables[-1]
+                v.assign(v * float("nan"))
+
+    data = Batches(digits, batch_size=32, seed=1)
+    keep = BackupAndRestore(tmp_path, 2)
+    with pytest.raises(FloatingPointError, match="is nan after batch 6 of epoch 1"):
+        model.fit(data, verbose=0, callbacks=[keep, Poison()])
+    assert names(tmp_path) == ["000000-00000002", "000000-00000004"]
+
+
+@pytest.mark.parametrize("save_freq", [0, -1, "batch", 2.5])
+def test_wrong_save_freq_is_told(save_freq, tmp_path):
+    with pytest.raises(ValueError, match="save_freq must be 'epoch' or a positive"):
+        BackupAndRestore(tmp_path, save_freq)
