@@ -3,8 +3,12 @@
 config.json         the serialised constructor arguments
 metadata.json       versions, parameter count, date
 model.weights.h5    weights
+model_card.json     what it was trained on and what was measured, where it is known
+
+Some come with the package: `kgen.presets.list()`.
 """
 
+import difflib
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +18,36 @@ import keras
 from kgen import files
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
+_CARD = "model_card.json"
+_PACKAGED = Path(__file__).parent / "assets" / "presets"
 
 
-def save(model, folder):
-    """Writes `model` to `folder`, which appears whole; an earlier preset gives way."""
+def list():
+    """The names of the models that come with the package, for `from_preset`."""
+    return sorted(path.parent.name for path in _PACKAGED.glob(f"*/{_CONFIG}"))
+
+
+def card(name):
+    """What is known of a preset, a name or a folder: a dict of the command that trained
+    it, its data, machine, date, and `results`, the measured numbers with their units.
+
+    Raises:
+        ValueError: there is no such preset, or it has no card.
+    """
+    path = _found(name) / _CARD
+    if not path.is_file():
+        raise ValueError(f"The preset '{name}' has no {_CARD}.")
+    return json.loads(path.read_text())
+
+
+def save(model, folder, card=None):
+    """Writes `model` to `folder`, which appears whole; an earlier preset gives way.
+
+    Args:
+        model: a GenerativeModel.
+        folder: of the preset.
+        card: None, or what is known of the model, for JSON; see `card`.
+    """
     config = keras.saving.serialize_keras_object(model)
     config = {k: v for k, v in config.items() if not k.endswith("_config")}
     metadata = {
@@ -25,29 +55,43 @@ def save(model, folder):
         "parameter_count": model.count_params(),
         "date_saved": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    with files.atomic(folder, replace={_CONFIG, _METADATA, _WEIGHTS}) as path:
+    with files.atomic(folder, replace={_CONFIG, _METADATA, _WEIGHTS, _CARD}) as path:
         path.mkdir()
         (path / _CONFIG).write_text(json.dumps(config, indent=2))
         (path / _METADATA).write_text(json.dumps(metadata, indent=2))
-        model.save_weights(path / _WEIGHTS)
+        if card is not None:
+            (path / _CARD).write_text(json.dumps(card, indent=2) + "\n")
+        bare = model  # weights alone: a compiled model would add its optimizer's state
+        if model.compiled:
+            bare = type(model).from_config(model.get_config())
+            bare.set_weights(model.get_weights())
+        keras.Model.save_weights(bare, path / _WEIGHTS)
 
 
-def load(cls, folder, load_weights=True):
-    """The model in `folder`, an instance of `cls` or of a class below it."""
-    folder = Path(folder)
-    if not (folder / _CONFIG).is_file():
-        raise ValueError(
-            f"No preset in '{folder}': expected a folder with {_CONFIG} and "
-            f"{_WEIGHTS}, as save_to_preset writes it."
-        )
+def load(cls, name, load_weights=True):
+    """The model of a preset, an instance of `cls` or of a class below it."""
+    folder = _found(name)
     model = keras.saving.deserialize_keras_object(
         json.loads((folder / _CONFIG).read_text())
     )
     if not isinstance(model, cls):
         raise ValueError(
-            f"The preset in '{folder}' is a {type(model).__name__}, not a "
+            f"The preset '{name}' is a {type(model).__name__}, not a "
             f"{cls.__name__}: use {type(model).__name__}.from_preset."
         )
     if load_weights:
         model.load_weights(folder / _WEIGHTS)
     return model
+
+
+def _found(name):
+    """The folder of a preset: a folder there is, or one of the package."""
+    for folder in (Path(name), _PACKAGED / str(name)):
+        if (folder / _CONFIG).is_file():
+            return folder
+    near = difflib.get_close_matches(str(name), list(), n=1)
+    meant = f" Did you mean '{near[0]}'?" if near else ""
+    raise ValueError(
+        f"No preset in '{name}': expected a folder with {_CONFIG} and {_WEIGHTS}, as "
+        f"save_to_preset writes it, or one of {', '.join(list())}.{meant}"
+    )

@@ -69,7 +69,8 @@ def finish(args, splits, games, seconds, *, alike=True):
         results |= _spread(list(measured.values()))
     model = next(iter(games.values()))
     exported = model.export(kgen.export.next_version(Path("saved_models") / args.name))
-    write_results(out / "metrics.json", args, model, splits, results)
+    card = write_results(out / "metrics.json", args, model, splits, results)
+    model.save_to_preset(out / "preset", card)  # the first game's
     _print(measured, results)
     print(f"{out / 'metrics.json'}\n{exported}/")
 

@@ -241,14 +241,15 @@ def finish(
     results["drawing_seconds"] = round(time.time() - start, 1)
     model.save(out / "model.keras")
     exported = model.export(kgen.export.next_version(Path("saved_models") / args.name))
-    write_results(out / "metrics.json", args, model, splits, results)
+    card = write_results(out / "metrics.json", args, model, splits, results)
+    model.save_to_preset(out / "preset", card)
     for key, value in results.items():
         print(
             f"{key:32}{value:.4f}" if isinstance(value, float) else f"{key:32}{value}"
         )
     for made in pictures:
         print(made)
-    print(f"{out / 'model.keras'}\n{exported}/")
+    print(f"{out / 'model.keras'}\n{out / 'preset'}/\n{exported}/")
 
 
 def draw(out, model, splits, samples):

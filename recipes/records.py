@@ -54,6 +54,7 @@ def parameters(model):
 
 
 def write_results(path, args, model, splits, results):
+    """Writes the card of a run, and returns it."""
     import keras
 
     import kgen
@@ -81,3 +82,4 @@ def write_results(path, args, model, splits, results):
     }
     with kgen.files.atomic(path) as unfinished:
         unfinished.write_text(json.dumps(card, indent=2) + "\n")
+    return card

@@ -257,14 +257,16 @@ class GenerativeModel(keras.Model):
         with files.atomic(filepath, replace=overwrite) as path:
             super().save_weights(path, **kwargs)
 
-    def save_to_preset(self, folder):
-        """Writes `config.json`, `metadata.json` and `model.weights.h5` to `folder`."""
-        presets.save(self, folder)
+    def save_to_preset(self, folder, card=None):
+        """Writes `config.json`, `metadata.json` and `model.weights.h5` to `folder`, and
+        `model_card.json` if there is a card, a dict."""
+        presets.save(self, folder, card)
 
     @classmethod
-    def from_preset(cls, folder, load_weights=True):
-        """The model that `save_to_preset` wrote; any family from GenerativeModel."""
-        return presets.load(cls, folder, load_weights)
+    def from_preset(cls, name, load_weights=True):
+        """The model that `save_to_preset` wrote to a folder, or one of those in
+        `kgen.presets.list()`; any family from GenerativeModel."""
+        return presets.load(cls, name, load_weights)
 
     # Keras leaves the state of seed generators out of weight files: a resumed run
     # would repeat its first noise. The root model keeps all of them, in its own group.
