@@ -1,5 +1,6 @@
 # make demo   set up .venv, train a VAE on embedded digits, draw, export a SavedModel
 # make test   set up .venv, run the tests on TensorFlow, JAX and PyTorch
+# make features   the README's table, from the results of the last make test
 # make lint   ruff
 # make bench  side-by-side timings (tests/benchmarks)
 # make clean  remove what the above made
@@ -7,8 +8,8 @@
 PYTHON   ?= python3
 VENV     ?= .venv
 BACKENDS ?= jax tensorflow torch
-# Backends tested at once: a suite keeps about one core busy.
-JOBS     ?= 2
+# Backends tested at once: a suite keeps less than one core busy.
+JOBS     ?= 3
 BIN      := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -18,7 +19,7 @@ ifneq ($(PREPARED),)
 export TFDS_DATA_DIR ?= $(abspath $(PREPARED))
 endif
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test features lint bench clean
 
 demo: $(VENV)/.base
 	$(BIN)/python recipes/vae_digits.py
@@ -26,6 +27,9 @@ demo: $(VENV)/.base
 test: $(VENV)/.dev
 	@printf '%s\n' $(BACKENDS) | xargs -P $(JOBS) -I{} bash -o pipefail -c \
 	  'KERAS_BACKEND={} $(BIN)/python -m pytest $(TESTS) 2>&1 | sed -u "s/^/{}: /"'
+
+features:
+	$(BIN)/python tests/features.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

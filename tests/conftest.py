@@ -17,10 +17,17 @@ with contextlib.suppress(ImportError):
         1
     )  # tiny tensors: threads that wait for one another cost more
 
+import features
 import keras
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "feature(name): a cell of the README's table")
+    backend = keras.backend.backend()
+    config.pluginmanager.register(features.Recorder(backend), "features")
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ x = load_digits().images[: 32 * BATCHES].astype("uint8")[..., None]
 slower = keras.optimizers.schedules.CosineDecay(1e-2, EPOCHS * BATCHES)
 
 
-def exact():
+def pixel_cnn():
     """Dynamic binarisation, a schedule, averaged weights, gradients of two batches."""
     model = kgen.models.PixelCNN(SHAPE, filters=4, num_blocks=1)
     rule = keras.optimizers.Adam(slower, use_ema=True, gradient_accumulation_steps=2)
@@ -60,7 +60,7 @@ def main(folder, save_freq):
         import torch
 
         torch.set_num_threads(1)
-    for make in (exact, vae, gan):
+    for make in (pixel_cnn, vae, gan):
         done = folder / f"{make.__name__}.npz"
         if done.exists():
             continue

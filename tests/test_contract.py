@@ -48,6 +48,7 @@ def test_config_round_trip_is_json(model):
     assert model.built and again.built
 
 
+@pytest.mark.feature("save")
 def test_keras_file_and_weights_round_trip(model, data, tmp_path):
     model.fit(*data, epochs=1, verbose=0)
     model.save(tmp_path / "m.keras")
@@ -65,6 +66,7 @@ def test_keras_file_and_weights_round_trip(model, data, tmp_path):
     same_weights(model, loaded, atol=1e-6)
 
 
+@pytest.mark.feature("save")
 def test_preset_round_trip(model, tmp_path):
     for v in model.trainable_variables:  # some begin at zero
         v.assign(v + 0.1)
@@ -87,6 +89,7 @@ def test_preset_round_trip(model, tmp_path):
     )
 
 
+@pytest.mark.feature("callbacks")
 def test_keras_callbacks_work_unmodified(model, data, tmp_path):
     callbacks = [
         keras.callbacks.EarlyStopping(patience=50, restore_best_weights=True),
@@ -117,6 +120,7 @@ def test_keras_callbacks_work_unmodified(model, data, tmp_path):
     )
 
 
+@pytest.mark.feature("resume")
 def test_an_interrupted_run_resumes_as_if_it_had_not_been(model, data, tmp_path):
     """Order, noise, moments: 2 + 2 epochs in two models equal 4 in one."""
 
@@ -143,6 +147,7 @@ def test_an_interrupted_run_resumes_as_if_it_had_not_been(model, data, tmp_path)
     assert np.mean(drawn != 0) < 0.02  # ties, of which some fall the other way
 
 
+@pytest.mark.feature("fit")
 def test_fit_takes_what_keras_fit_takes(model, data):
     tf = pytest.importorskip("tensorflow")
     torch = pytest.importorskip("torch")
@@ -175,6 +180,7 @@ def test_predict_and_call(model, data):
     np.testing.assert_allclose(again, out[:3], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.feature("fit")
 def test_samples_are_integers_and_functions_of_their_seed(model):
     images = model.sample(10, seed=3)
     assert images.dtype == "uint8" and images.shape == (10, *SHAPE)

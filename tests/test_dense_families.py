@@ -100,6 +100,7 @@ def test_the_fast_sampler_is_the_naive_one(rng, cls, shape, levels, classes):
 
 
 @pytest.mark.parametrize("cls", [FVBN, NADE, MADE])
+@pytest.mark.feature("half")
 def test_half_precision(rng, cls):
     size = {FVBN: {}, NADE: {"units": 6}, MADE: {"hidden_units": (9, 7)}}[cls]
     full = randomised(cls((2, 5, 1), 4, **size))

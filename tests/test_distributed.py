@@ -58,6 +58,7 @@ def two(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", ["gated", "diagonal", "vae", "gan"])
+@pytest.mark.feature("devices")
 def test_two_devices_end_where_one_does(kind, one, two):
     with np.load(one / f"{kind}.npz") as a, np.load(two / f"{kind}.npz") as b:
         assert a.files == b.files and any("log_val" in name for name in a.files)

@@ -216,6 +216,7 @@ def test_evaluate_is_the_mean_of_log_prob_over_uneven_batches(name, rng):
 @pytest.mark.parametrize(
     "name", ["nade", "pixel-cnn", "gated", "row-lstm", "diagonal", "pp"]
 )
+@pytest.mark.feature("half")
 def test_half_precision_policies_keep_likelihoods_in_float32(name, policy, rng):
     x = rng.integers(0, 2, (4, 6, 5, 1)).astype("uint8")
     full = tiny(name, (6, 5, 1), scale=0.5)

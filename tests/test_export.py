@@ -132,6 +132,7 @@ def asked_gan(model, x, labels, seeds):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.feature("export")
 def test_a_process_without_keras_gets_the_models_answers(
     family, digits, digit_labels, tmp_path
 ):

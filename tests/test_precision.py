@@ -40,6 +40,7 @@ def in_float32(digits, digit_labels):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.feature("half")
 def test_training_ends_near_float32(kind, policy, digits, digit_labels, in_float32):
     if kind == "gan":  # whose networks are in half precision, its losses are not
         limit = {"discriminator_loss": 0.02, "generator_loss": 0.02}
@@ -65,6 +66,7 @@ def test_the_kl_is_summed_in_float32(policy, digits):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.feature("half")
 def test_overflowing_steps_are_skipped(kind, digits, digit_labels):
     """Too large a scale: nothing is learned from such a step, and the scale halves."""
     keras.config.set_dtype_policy("mixed_float16")
@@ -88,6 +90,7 @@ FIRST_BAD = {"gated": "nll_nats", "vae": "elbo_nats", "gan": "discriminator_loss
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.feature("nan")
 def test_nan_in_data_stops_and_names_the_metric(kind, digits, digit_labels):
     model = FAMILIES[kind]()
     model.compile(keras.optimizers.SGD(1e-4))

@@ -50,10 +50,12 @@ def test_cards_say_how_and_how_well(name):
         assert record["results"] == results
 
 
-EXACT = [name for name in NAMES if name.endswith("binarized_mnist")]
+MEASURED = [name for name in NAMES if name.endswith("binarized_mnist")]
+# Backends agree, which other tests show: each measures some.
+MEASURED = MEASURED[("tensorflow", "jax", "torch").index(kgen.backend.name) :: 3]
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", MEASURED)
 def test_the_numbers_are_of_these_weights(name):
     """On the first 300 validation images, within what chance allows."""
     if not prepared("binarized_mnist"):

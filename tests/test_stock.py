@@ -65,7 +65,7 @@ def gan():
 
 
 FAMILIES = {
-    "exact": (
+    "gated": (
         lambda: GatedPixelCNN(SHAPE, LEVELS, filters=4, num_blocks=1),
         StockModel,
     ),
@@ -103,6 +103,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.feature("stock")
 def test_as_a_stock_model(kind, case, digits):
     optimizer, compiling, weighted = CASES[case]
     if "steps_per_execution" in compiling and backend.name == "torch":
