@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import features
 import pytest
 
 import kgen
@@ -40,10 +41,11 @@ def test_trap_10_frameworks_are_imported_in_the_seam_alone():
             assert on_use and where.parts[0] in ("data", "export.py"), where
 
 
-def test_the_three_files_of_the_seam_have_one_outline():
+@pytest.mark.parametrize("part", ["", "_devices"])
+def test_the_three_files_of_the_seam_have_one_outline(part):
     outlines = {}
     for name in FRAMEWORKS:
-        tree = ast.parse((PACKAGE / "backend" / f"{name}.py").read_text())
+        tree = ast.parse((PACKAGE / "backend" / f"{name}{part}.py").read_text())
         functions = [n for n in tree.body if isinstance(n, ast.FunctionDef)]
         outlines[name] = [
             (f.name, [a.arg for a in f.args.args])
@@ -52,6 +54,14 @@ def test_the_three_files_of_the_seam_have_one_outline():
         ]
     assert outlines["tensorflow"] == outlines["jax"] == outlines["torch"]
     assert all(hasattr(backend, f) for f, _ in outlines["jax"])
+
+
+def test_the_readmes_table_is_what_the_tests_left():
+    text = (PACKAGE.parent / "README.md").read_text()
+    made = text.split(features.BEGIN)[1].split(features.END)[0].strip()
+    assert made == features.table(features.recorded())
+    claimed = {f for rows in features.recorded().values() for f in rows}
+    assert claimed == set(features.FEATURES)
 
 
 def test_files_and_functions_stay_readable():
