@@ -8,8 +8,8 @@
 To be called first of all: before models are made and before the backend's first work.
 
     TensorFlow   `MirroredStrategy`; with TF_CONFIG, `MultiWorkerMirroredStrategy`
-    JAX          `keras.distribution.DataParallel`; several hosts:
-                 `keras.distribution.initialize(...)` before it
+    JAX          `keras.distribution.DataParallel`; several hosts: with the environment
+                 variables of `keras.distribution.initialize`, or that called before
     PyTorch      a process for each device, started by `torchrun --nproc-per-node=4`
 
 Batches are global: `kgen.data.Batches(images, batch_size=64)` is 64 images a step, of

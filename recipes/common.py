@@ -56,7 +56,8 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter
     if args.save_freq is not None and args.save_freq < 1:
         parser.error("--save-freq must be at least 1")
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 or "TF_CONFIG" in os.environ
+    several = {"WORLD_SIZE", "TF_CONFIG", "KERAS_DISTRIBUTION_JOB_ADDRESSES"}
+    several &= os.environ.keys()  # as set for the backend's engine
     if args.devices or several:
         _use(args.devices or 1, parser)
     return args

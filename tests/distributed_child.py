@@ -32,10 +32,12 @@ from sklearn.datasets import load_digits  # noqa: E402
 import kgen  # noqa: E402
 
 if how == "workers" and backend == "jax":
-    import jax
-
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    keras.distribution.initialize(f"127.0.0.1:{port}", 2, rank)
+    for name, value in {
+        "JOB_ADDRESSES": f"127.0.0.1:{port}",
+        "NUM_PROCESSES": "2",
+        "PROCESS_ID": str(rank),
+    }.items():
+        os.environ[f"KERAS_DISTRIBUTION_{name}"] = value
 if how != "none":
     one_each = how == "workers"
     kgen.distribute.use("cpu" if one_each else "cpu:2")

@@ -1,5 +1,7 @@
 """Devices on JAX: one partitioned program, in one process or in several."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import keras
@@ -69,7 +71,9 @@ def together(variables):
 
 def use(kind, count):
     """See kgen.distribute: the default device, or data parallelism over several."""
-    if kind == "cpu" and count > 1:
+    if "KERAS_DISTRIBUTION_JOB_ADDRESSES" in os.environ:
+        keras.distribution.initialize()
+    if kind != "gpu" and count > 1:  # where the CPU is what there is
         jax.config.update("jax_num_cpu_devices", count)
     try:
         devices = jax.devices(kind)

@@ -94,9 +94,9 @@ def use(kind, count):
     """See kgen.distribute: a device for this process, one of those of torchrun."""
     if kind is None:
         kind = "gpu" if torch.cuda.is_available() else "cpu"
-    found = torch.cuda.device_count() if kind == "gpu" else 1
+    found = torch.cuda.device_count() if kind == "gpu" else count
     world = int(os.environ.get("WORLD_SIZE", 1))
-    if not found or (count > found and kind == "gpu"):
+    if not found or (world == 1 and count > found):
         raise ValueError(
             f"PyTorch sees {found} of the {count} {kind.upper()} asked for."
         )
