@@ -17,82 +17,107 @@ import kgen
 
 pytest.importorskip("tensorflow")
 
-# Blocks kgen and keras, loads both ways, runs requests from a file, writes answers.
+# Blocks kgen and keras; for each line of input loads a model both ways, runs requests
+# from a file, writes answers. One process for all models: TensorFlow is slow to import.
 SERVER = """
-import sys, json
+import sys, json, traceback
 sys.modules["keras"] = sys.modules["kgen"] = None
 import numpy as np, tensorflow as tf
-path, requests, answers = sys.argv[1:]
-requests = np.load(requests)
-calls = {}
-for key in requests.files:
-    call, name = key.split("/")
-    calls.setdefault(call, {})[name] = requests[key]
-out, loaded = {}, {}
-eager = tf.saved_model.load(path)
-for call, feed in calls.items():
-    answer = eager.signatures[call.split(":")[0]](
-        **{k: tf.constant(v) for k, v in feed.items()})
-    loaded[call] = {k: v.numpy() for k, v in answer.items()}
-with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-    meta = tf.compat.v1.saved_model.load(session, ["serve"], path)
-    nodes = list(meta.graph_def.node)
-    for fn in meta.graph_def.library.function:
-        nodes += fn.node_def
-    ops = sorted({n.op for n in nodes})
-    shapes = {}
+
+def serve(path, requests, answers):
+    requests = np.load(requests)
+    calls = {}
+    for key in requests.files:
+        call, name = key.split("/")
+        calls.setdefault(call, {})[name] = requests[key]
+    out, loaded = {}, {}
+    eager = tf.saved_model.load(path)
     for call, feed in calls.items():
-        signature = meta.signature_def[call.split(":")[0]]
-        shapes[call.split(":")[0]] = {
-            k: [t.dtype, [d.size for d in t.tensor_shape.dim]]
-            for part in (signature.inputs, signature.outputs) for k, t in part.items()}
-        fetched = session.run(
-            {k: t.name for k, t in signature.outputs.items()},
-            {signature.inputs[k].name: v for k, v in feed.items()})
-        for k, v in fetched.items():
-            np.testing.assert_allclose(v, loaded[call][k], rtol=1e-5, atol=1e-5)
-            out[call + "/" + k] = v
-    errors = {}
-    for call, feed in (("bad_images", {"images": 255}), ("bad_label", {"label": 99}),
-                       ("bad_z", {"z": np.inf}), ("bad_rows", {"known_rows": 9})):
-        names = [n for n in calls if list(feed)[0] in calls[n] and ":" not in n]
-        name = names[-1] if names else None
-        if name is None:
-            continue
-        signature = meta.signature_def[name]
-        first = {k: np.full_like(v, feed.get(k, 0)) if k in feed else v
-                 for k, v in calls[name].items()}
-        try:
-            session.run({k: t.name for k, t in signature.outputs.items()},
-                        {signature.inputs[k].name: v for k, v in first.items()})
-        except tf.errors.InvalidArgumentError as error:
-            errors[call] = error.message
-np.savez(answers, **out)
-print(json.dumps({"ops": ops, "errors": errors, "shapes": shapes,
-                  "default": "serving_default" in meta.signature_def}))
+        answer = eager.signatures[call.split(":")[0]](
+            **{k: tf.constant(v) for k, v in feed.items()})
+        loaded[call] = {k: v.numpy() for k, v in answer.items()}
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        meta = tf.compat.v1.saved_model.load(session, ["serve"], path)
+        nodes = list(meta.graph_def.node)
+        for fn in meta.graph_def.library.function:
+            nodes += fn.node_def
+        ops = sorted({n.op for n in nodes})
+        shapes = {}
+        for call, feed in calls.items():
+            signature = meta.signature_def[call.split(":")[0]]
+            shapes[call.split(":")[0]] = {
+                k: [t.dtype, [d.size for d in t.tensor_shape.dim]]
+                for part in (signature.inputs, signature.outputs)
+                for k, t in part.items()}
+            fetched = session.run(
+                {k: t.name for k, t in signature.outputs.items()},
+                {signature.inputs[k].name: v for k, v in feed.items()})
+            for k, v in fetched.items():
+                np.testing.assert_allclose(v, loaded[call][k], rtol=1e-5, atol=1e-5)
+                out[call + "/" + k] = v
+        errors = {}
+        bad = {"bad_images": {"images": 255}, "bad_label": {"label": 99},
+               "bad_z": {"z": np.inf}, "bad_rows": {"known_rows": 9}}
+        for call, feed in bad.items():
+            names = [n for n in calls if list(feed)[0] in calls[n] and ":" not in n]
+            name = names[-1] if names else None
+            if name is None:
+                continue
+            signature = meta.signature_def[name]
+            first = {k: np.full_like(v, feed.get(k, 0)) if k in feed else v
+                     for k, v in calls[name].items()}
+            try:
+                session.run({k: t.name for k, t in signature.outputs.items()},
+                            {signature.inputs[k].name: v for k, v in first.items()})
+            except tf.errors.InvalidArgumentError as error:
+                errors[call] = error.message
+    np.savez(answers, **out)
+    return {"ops": ops, "errors": errors, "shapes": shapes,
+            "default": "serving_default" in meta.signature_def}
+
+for line in sys.stdin:
+    try:
+        said = serve(*json.loads(line))
+    except Exception:
+        said = {"failed": traceback.format_exc()}
+    print(json.dumps(said), flush=True)
 """
 
 
-def serve(path, requests, tmp_path):
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=clean,
+        cwd=tmp_path_factory.mktemp("server"),
+    )
+    with process:
+        yield process
+        process.stdin.close()
+
+
+def serve(server, path, requests, tmp_path):
     """{call: {output: array}} of {call: {input: array}}; calls of one signature are
     told apart by `:something` after its name."""
     np.savez(tmp_path / "requests.npz", **{
         f"{call}/{name}": value
         for call, feed in requests.items() for name, value in feed.items()
     })  # fmt: skip
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-c", SERVER, str(path), str(tmp_path / "requests.npz"),
-         str(tmp_path / "answers.npz")],
-        capture_output=True, text=True, env=clean, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    files = [path, tmp_path / "requests.npz", tmp_path / "answers.npz"]
+    print(json.dumps([str(file) for file in files]), file=server.stdin, flush=True)
+    report = json.loads(server.stdout.readline())
+    assert "failed" not in report, report["failed"][-3000:]
     answers = {}
     with np.load(tmp_path / "answers.npz") as loaded:
         for key in loaded.files:
             call, name = key.split("/")
             answers.setdefault(call, {})[name] = loaded[key]
-    return answers, json.loads(done.stdout.strip().splitlines()[-1])
+    return answers, report
 
 
 def numpy(x):
@@ -134,7 +159,7 @@ def asked_gan(model, x, labels, seeds):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.feature("export")
 def test_a_process_without_keras_gets_the_models_answers(
-    family, digits, digit_labels, tmp_path
+    family, digits, digit_labels, server, tmp_path
 ):
     model = FAMILIES[family]()
     model.compile("adam")
@@ -163,7 +188,7 @@ def test_a_process_without_keras_gets_the_models_answers(
     one = {k: v[2:3] for k, v in requests[density].items()}
     requests[f"{density}:one"] = one
     expected[f"{density}:one"] = {k: v[2:3] for k, v in expected[density].items()}
-    answers, report = serve(path, requests, tmp_path)
+    answers, report = serve(server, path, requests, tmp_path)
 
     drawn = answers["serving_default"]["images"]
     assert drawn.dtype == "uint8" and drawn.shape == (5, *SHAPE)
