@@ -33,6 +33,24 @@ class Share(keras.utils.PyDataset):
         self.data.on_epoch_end()
 
 
+class Still(keras.utils.PyDataset):
+    """A data set as it is in this epoch, whatever is done with it: for validation,
+    which is to be of the same images each time."""
+
+    def __init__(self, data):
+        super().__init__()
+        self.data = data
+
+    def __len__(self):
+        return len(self.data)
+
+    def __getitem__(self, index):
+        return self.data[index]
+
+    def set_epoch(self, epoch):
+        pass
+
+
 def in_batches(fn, arguments, empty_shape, verbose="auto"):
     """`fn(*arguments)` for arrays of any length, in parts, with a progress bar.
 

@@ -1,4 +1,4 @@
-"""What `fit` does around Keras' own: order, resumption, and an end at NaN."""
+"""What `fit` and `evaluate` do around Keras' own: order, resumption, an end at NaN."""
 
 import contextlib
 import warnings
@@ -6,8 +6,17 @@ import warnings
 import keras
 
 from kgen import backend
-from kgen.callbacks import BackupAndRestore, CollapseGuard, SetEpoch, StopOnNaN
+from kgen.batching import Still
+from kgen.callbacks import (
+    BackupAndRestore,
+    CollapseGuard,
+    CutEpoch,
+    SetEpoch,
+    StopOnNaN,
+)
 from kgen.data import Batches
+
+_ENDS_AT_NAN = (keras.callbacks.TerminateOnNaN, CollapseGuard)
 
 
 @contextlib.contextmanager
@@ -20,41 +29,63 @@ def prepared(model, x, callbacks, kwargs):
     - Backups are restored now and saved after all other callbacks.
     - NaN in a metric is an error, unless another callback sees to it.
     """
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        callbacks = callbacks.callbacks
     callbacks = keras.tree.flatten(callbacks or [])
+    if not model.compiled:  # which Keras tells of
+        yield x, callbacks
+        return
     backups = [c for c in callbacks if isinstance(c, BackupAndRestore)]
     callbacks = [c for c in callbacks if c not in backups]
-    if not any(isinstance(c, _ENDS_AT_NAN) for c in callbacks):
-        callbacks.insert(0, StopOnNaN())
-    if not hasattr(x, "shape"):
+    if isinstance(x, Batches):
+        kwargs["shuffle"] = False
+        x.set_epoch(x.epoch)  # whole, if an interrupted `fit` had left part of it
+    elif not hasattr(x, "shape"):
         kwargs.setdefault("shuffle", False)
     first_batch = _restored(model, x, backups, kwargs)
-    backend.together(model.variables + model.optimizer.variables)
-    data, x = x, fed(x)
+    if not any(isinstance(c, _ENDS_AT_NAN) for c in callbacks):
+        callbacks.insert(0, StopOnNaN(first_batch))
+    data, x = x, fed(x, uneven=first_batch > 0)
     if hasattr(data, "set_epoch"):
-        in_graph = not isinstance(x, keras.utils.PyDataset)
-        callbacks.insert(0, SetEpoch(data, first_batch, stop=in_graph))
+        callbacks.insert(0, SetEpoch(data, first_batch, absolute=bool(backups)))
+    if first_batch and not isinstance(x, keras.utils.PyDataset):
+        callbacks.insert(0, CutEpoch(first_batch))
     with warnings.catch_warnings():
         if first_batch:  # the rest of an epoch is shorter than one
             warnings.filterwarnings("ignore", "Your input ran out of data")
         yield x, [*callbacks, *backups]
 
 
-def fed(x):
-    """Data as the backend takes them best."""
-    ours = isinstance(x, Batches) or hasattr(x, "shape")
-    return backend.fed(x) if ours else x
-
-
-_ENDS_AT_NAN = (keras.callbacks.TerminateOnNaN, CollapseGuard)
-
-
 def _restored(model, x, backups, kwargs):
-    """Where the backups say to go on: sets `initial_epoch`, returns the batch."""
-    first_batch = 0
+    """Where the backup says to go on: sets `initial_epoch`, returns the batch."""
+    backend.together([])  # the first process may be saving still
+    first_batch, of = 0, None
+    if isinstance(x, Batches):
+        of = {k: getattr(x, k) for k in _MADE_OF} | {"images": len(x.images)}
+    if len(backups) > 1 or (backups and of and kwargs.get("steps_per_epoch")):
+        raise ValueError(
+            "`fit` takes one BackupAndRestore, and with kgen.data.Batches, which has "
+            "epochs of its own, no steps_per_epoch beside it."
+        )
     for backup in backups:
-        epoch, first_batch = backup.restore(model)
-        kwargs["initial_epoch"] = max(epoch, kwargs.get("initial_epoch", 0))
-        if first_batch and not isinstance(x, Batches):
-            backup.start_over()
+        epoch, first_batch = backup.restore(model, of)
+        if epoch < kwargs.get("initial_epoch", 0):
             first_batch = 0
+        else:
+            kwargs["initial_epoch"] = epoch
+    backend.together(model.variables + model.optimizer.variables)
     return first_batch
+
+
+_MADE_OF = ("batch_size", "shuffle", "binarize", "seed", "drop_remainder")
+
+
+def fed(x, **kwargs):
+    """Data as the backend takes them best."""
+    ours = isinstance(x, (Batches, Still)) or hasattr(x, "shape")
+    return backend.fed(x, **kwargs) if ours else x
+
+
+def fed_for_evaluation(x):
+    """The same, of an epoch that does not move on."""
+    return fed(Still(x) if isinstance(x, Batches) else x)

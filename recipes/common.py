@@ -192,7 +192,12 @@ def fit(
     describe(args, model, splits)
     start = time.time()
     model.fit(
-        kgen.data.Batches(splits.train, batch_size=args.batch_size, seed=args.seed),
+        kgen.data.Batches(
+            splits.train,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            drop_remainder=bool(args.devices) and kgen.backend.name == "jax",
+        ),
         validation_data=splits.validation,
         epochs=args.epochs,
         verbose=0,

@@ -42,14 +42,14 @@ FEATURES = {
     "devices": "two devices",
     "export": "SavedModel",
 }
-ORDER = ("skipped", "passed", "failed")  # a cell is as bad as its worst test
+ORDER = ("skipped", "passed", "failed")  # of a cell's tests the last in this order
 
 
 def family_of(item):
     """Of a collected test: the first of its parameters that names a family."""
     parameters = getattr(item, "callspec", None)
     for value in parameters.params.values() if parameters else ():
-        name = getattr(value, "__name__", value).lower() if value is not None else ""
+        name = str(getattr(value, "__name__", value)).lower()
         if name in FAMILY:
             return FAMILY[name]
     return None

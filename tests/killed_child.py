@@ -44,8 +44,12 @@ def gan():
 
 
 class Lines(keras.callbacks.Callback):
+    def __init__(self, name):
+        super().__init__()
+        self.name = name
+
     def on_train_batch_end(self, batch, logs=None):
-        print("batch", flush=True)
+        print(self.name, flush=True)
 
 
 def state(model, logs):
@@ -70,7 +74,7 @@ def main(folder, save_freq):
             folder / make.__name__, save_freq, delete_checkpoint=False
         )
         logs = model.fit(
-            data, epochs=EPOCHS, verbose=0, callbacks=[backup, Lines()]
+            data, epochs=EPOCHS, verbose=0, callbacks=[backup, Lines(make.__name__)]
         ).history
         with kgen.files.atomic(done) as path:
             np.savez(path, **state(model, logs))

@@ -118,6 +118,16 @@ def test_the_metric_named_is_the_one_that_is_bad(digits):
         model.fit(digits, verbose=0, callbacks=[Broken(), guard])
 
 
+def test_metrics_of_ones_own_layers_may_be_of_any_shape(digits):
+    guard = kgen.callbacks.StopOnNaN(first_batch=6)
+    guard.on_train_begin()
+    guard.on_epoch_begin(2)
+    guard.on_train_batch_end(0, {"loss": 1.0, "f1": np.ones(3)})
+    bad = {"loss": 1.0, "f1": np.array([1.0, np.nan, 0.0])}
+    with pytest.raises(FloatingPointError, match="f1 is .* after batch 8 of epoch 3"):
+        guard.on_train_batch_end(1, bad)
+
+
 def test_a_diverging_run_stops(digits):
     model = FAMILIES["pixel-cnn"]()
     model.compile(keras.optimizers.SGD(1e18))

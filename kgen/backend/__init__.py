@@ -15,6 +15,7 @@ Computing, in tensorflow.py, jax.py, torch.py:
 Devices, in tensorflow_devices.py, jax_devices.py, torch_devices.py:
 
 `fed(data)`                    data as the backend's `fit` takes them best
+`divided(data, batch_size)`    evaluation of batches that devices cannot share equally
 `replica_rows(n)`              where in the batch of all devices the images at hand are
 `replica_mean(values)`, `replica_loss(loss)`, `replica_gradients(gradients)`,
 `replica_metrics(values, weight)`   data-parallel averaging
@@ -56,6 +57,7 @@ fused = _computing.fused
 concrete = _computing.concrete
 
 fed = _devices.fed
+divided = _devices.divided
 replica_rows = _devices.replica_rows
 replica_mean = _devices.replica_mean
 replica_loss = _devices.replica_loss

@@ -1,5 +1,6 @@
 """Devices on JAX: one partitioned program, in one process or in several."""
 
+import contextlib
 import os
 
 import jax
@@ -7,29 +8,54 @@ import jax.numpy as jnp
 import keras
 from jax.experimental import multihost_utils
 
-from kgen.batching import Share
+from kgen.batching import Share, Still
 
 
-def fed(data):
+def fed(data, uneven=False):
     """What `fit` is given, as it takes it best here: of kgen.data.Batches a process
     gets its own part of each batch, other data as they are."""
-    distribution = keras.distribution.distribution()
-    if distribution is None or not hasattr(data, "set_epoch"):
-        return data
-    _check_divisible(data, distribution.num_model_replicas)
+    del uneven
     i, n = process()
+    if not hasattr(data, "set_epoch"):
+        return data
+    if (n > 1 or not isinstance(data, Still)) and not _divisible(data, None):
+        raise ValueError(
+            "JAX divides batches among devices equally, and these have, or leave, a "
+            "number of images that cannot be: choose another batch_size, or leave the "
+            "rest of each epoch out by Batches(..., drop_remainder=True)."
+        )
     return Share(data, i, n) if n > 1 else data
 
 
-def _check_divisible(data, devices):
-    for i in {0, len(data) - 1}:
-        images = len(keras.tree.flatten(data[i])[0])
-        if images % devices:
-            raise ValueError(
-                f"Batch {i} has {images} images, which JAX cannot divide among "
-                f"{devices} devices equally: choose another batch_size, or leave the "
-                "rest of each epoch out by Batches(..., drop_remainder=True)."
-            )
+def _divisible(data, batch_size):
+    distribution = keras.distribution.distribution()
+    devices = 1 if distribution is None else distribution.num_model_replicas
+    if devices == 1:
+        return True
+    if hasattr(data, "set_epoch"):
+        ends = {0, len(data) - 1}
+        sizes = [len(keras.tree.flatten(data[i])[0]) for i in ends]
+    elif hasattr(data, "shape") or isinstance(data, tuple):
+        images = len(keras.tree.flatten(data)[0])
+        sizes = [min(batch_size, images), images % batch_size]
+    else:
+        return False  # not known
+    return not any(size % devices for size in sizes)
+
+
+@contextlib.contextmanager
+def divided(data, batch_size):
+    """For evaluation: where batches cannot be divided equally, each of this process'
+    devices computes all of them."""
+    distribution = keras.distribution.distribution()
+    if process()[1] > 1 or _divisible(data, batch_size):
+        yield
+        return
+    keras.distribution.set_distribution(None)
+    try:
+        yield
+    finally:
+        keras.distribution.set_distribution(distribution)
 
 
 def replica_rows(n):

@@ -1,15 +1,17 @@
 """Devices on TensorFlow: strategies of tf.distribute, whose replicas run one step."""
 
+import contextlib
 import os
 
 import tensorflow as tf
 
 
-def fed(data):
+def fed(data, uneven=False):
     """What `fit` is given, as it takes it best: of kgen.data.Batches a tf.data.Dataset
     that tunes nothing. Where it does, as in what Keras makes, TensorFlow 2.21 can end
     an epoch by waiting for the tuner to wake, which sleeps longer and longer while an
     epoch lasts. With several workers, int32: they cannot reduce bytes, as Keras does.
+    `uneven`: the first epoch will be shorter than the others.
     """
     several = process()[1] > 1
     if several and hasattr(data, "shape"):
@@ -28,7 +30,8 @@ def fed(data):
     dataset = tf.data.Dataset.from_generator(
         batches, output_signature=tf.nest.map_structure(spec, data[0])
     )
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(data)))
+    if not uneven:
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(data)))
     options = tf.data.Options()
     options.autotune.enabled = False
     if several:
@@ -38,7 +41,17 @@ def fed(data):
                 "workers: use the devices of one, or another backend."
             )
         dataset = dataset.map(lambda x: tf.cast(x, "int32"))
-    return dataset.prefetch(2).with_options(options)
+    dataset = dataset.prefetch(2).with_options(options)
+    if uneven:  # what Keras, which counts steps by it, is to take for an epoch
+        count = tf.constant(len(data), "int64")
+        dataset.cardinality = lambda: count
+    return dataset
+
+
+def divided(data, batch_size):
+    """For evaluation: parts need not be equal here."""
+    del data, batch_size
+    return contextlib.nullcontext()
 
 
 def _replica():

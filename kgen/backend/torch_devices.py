@@ -11,11 +11,18 @@ import torch
 from kgen.batching import Share
 
 
-def fed(data):
+def fed(data, uneven=False):
     """What `fit` is given, as it takes it best here: of kgen.data.Batches a process
     gets its own part of each batch, other data as they are."""
+    del uneven
     i, n = process()
     return Share(data, i, n) if n > 1 and hasattr(data, "set_epoch") else data
+
+
+def divided(data, batch_size):
+    """For evaluation: parts need not be equal here."""
+    del data, batch_size
+    return contextlib.nullcontext()
 
 
 def replica_rows(n):
@@ -65,7 +72,8 @@ def replica_metrics(values, weight):
         weight = torch.ones_like(first) if weight is None else weight.to(first.dtype)
         sums = torch.stack([(v * weight).sum() for v in [*values.values(), 1.0]])
         sums = _summed(sums)
-    return dict(zip(values, sums[:-1] / sums[-1], strict=True)), sums[-1]
+        means = torch.where(sums[-1] > 0, sums[:-1] / sums[-1], 0.0)  # of weights of 0
+    return dict(zip(values, means, strict=True)), sums[-1]
 
 
 def process():
@@ -96,6 +104,8 @@ def use(kind, count):
         kind = "gpu" if torch.cuda.is_available() else "cpu"
     found = torch.cuda.device_count() if kind == "gpu" else count
     world = int(os.environ.get("WORLD_SIZE", 1))
+    if count not in (1, world) and world > 1:
+        raise ValueError(f"{count} devices are asked for, of {world} processes.")
     if not found or (world == 1 and count > found):
         raise ValueError(
             f"PyTorch sees {found} of the {count} {kind.upper()} asked for."

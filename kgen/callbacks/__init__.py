@@ -11,11 +11,12 @@ from kgen.callbacks.pictures import (
     save_grid,
     save_reconstructions,
 )
-from kgen.callbacks.progress import Progress, SetEpoch
+from kgen.callbacks.progress import CutEpoch, Progress, SetEpoch
 
 __all__ = [
     "BackupAndRestore",
     "CollapseGuard",
+    "CutEpoch",
     "Progress",
     "ReconstructionGrid",
     "SampleDistances",

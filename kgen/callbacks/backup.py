@@ -30,16 +30,19 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     `fit` puts it after all other callbacks, and it saves when an epoch begins or the
     training ends: so whatever others do at an epoch's end is done. What they remember
-    themselves (EarlyStopping's patience) is not kept.
+    themselves (EarlyStopping's patience, and that it ended the run) is not kept.
+    Weights that are NaN or infinite are not saved. Several processes share the folder.
 
     Args:
         backup_dir: folder of this run's backups and of nothing else.
         save_freq: "epoch", or an integer: after so many batches too.
         delete_checkpoint: whether to remove the folder when the training has ended;
-            if not, more `epochs` go on from there.
+            if not, more `epochs` go on from there (with `use_ema` from the average,
+            which Keras puts in the weights' place at the end).
 
     Raises:
         ValueError: from `fit`; no backup is intact, or they are of another model.
+        RuntimeError: in the `fit` of a model that is not kgen's.
     """
 
     def __init__(self, backup_dir, save_freq="epoch", delete_checkpoint=True):
@@ -52,6 +55,8 @@ class BackupAndRestore(keras.callbacks.Callback):
             )
         self.folder, self.save_freq = Path(backup_dir), save_freq
         self.delete_checkpoint = delete_checkpoint
+        self.async_safe = save_freq == "epoch"  # Keras: nothing is done after a batch
+        self._ready = False
         self._begin(0, 0)
 
     def _begin(self, epoch, batch, metrics=None):
@@ -60,15 +65,20 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def backups(self):
         """The folders of the backups there are, oldest first."""
-        found = self.folder.glob("[0-9]*-[0-9]*") if self.folder.is_dir() else []
+        found = self.folder.glob("[0-9]*-epoch-*") if self.folder.is_dir() else []
         return sorted(path for path in found if path.is_dir())
 
-    def restore(self, model):
-        """Loads the newest intact backup into a compiled model, if there is any.
+    def restore(self, model, data=None):
+        """Loads the newest intact backup into a compiled model, if there is any. `fit`
+        does it; `data` says, for JSON, what the batches are made of.
 
         Returns: (epoch, batch) to go on from, (0, 0) where there is no backup.
         """
         self._begin(0, 0)
+        self._ready, self._data = True, data
+        if files.writes() and self.folder.is_dir():
+            for left in self.folder.glob(".writing-*"):  # a save was killed
+                shutil.rmtree(left, ignore_errors=True)
         path, about = self.newest()
         if path:
             self._load(model, path, about)
@@ -104,11 +114,24 @@ class BackupAndRestore(keras.callbacks.Callback):
         model.load_weights(path / _WEIGHTS)
         with np.load(path / _METRICS) as arrays:
             metrics = [arrays[name] for name in arrays.files]
-        self._begin(about["epoch"], about["batch"], metrics)
+        batch = about["batch"]
+        if batch and (self._data is None or self._data != about["data"]):
+            warnings.warn(
+                f"{path} is of batch {batch} of an epoch of other data, or these are "
+                "no kgen.data.Batches: the epoch starts over.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            batch = 0
+        self._begin(about["epoch"], batch, metrics)
 
-    def start_over(self):
-        """Of data that cannot begin within an epoch: the whole epoch again."""
-        self._begin(self.epoch, 0, [])
+    def on_train_begin(self, logs=None):
+        if not self._ready:
+            raise RuntimeError(
+                "kgen.callbacks.BackupAndRestore works in the `fit` of kgen's models; "
+                "for others there is keras.callbacks.BackupAndRestore."
+            )
+        self._ready = False
 
     def on_epoch_begin(self, epoch, logs=None):
         self._now = epoch
@@ -126,8 +149,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         done, before, self._done = first + batch + 1, self._done, first + batch + 1
         if self.save_freq == "epoch" or done >= (self.params.get("steps") or np.inf):
             return
-        finite = all(np.isfinite(float(value)) for value in (logs or {}).values())
-        if finite and done // self.save_freq > before // self.save_freq:
+        if done // self.save_freq > before // self.save_freq:
             self._save(self._now, done)
 
     def on_epoch_end(self, epoch, logs=None):
@@ -141,7 +163,17 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._save(self._now, 0)
 
     def _save(self, epoch, batch):
-        path = self.folder / f"{epoch:06}-{batch:08}"
+        if not _finite(self.model):
+            warnings.warn(
+                f"No backup after batch {batch} of epoch {epoch}: weights are NaN or "
+                "infinite. The backups before stay.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
+        earlier = self.backups()
+        number = int(earlier[-1].name.split("-")[0]) + 1 if earlier else 0
+        path = self.folder / f"{number:08}-epoch-{epoch}-batch-{batch}"
         with files.atomic(path, replace=_NAMES) as unfinished:
             unfinished.mkdir()
             # Keras' own: a GenerativeModel's appears whole by itself, in one more step
@@ -150,7 +182,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             np.savez(unfinished / _METRICS, *metrics)
             sums = {name: _checksum(unfinished / name) for name in (_WEIGHTS, _METRICS)}
             about = {"epoch": epoch, "batch": batch, "sha256": sums}
-            about["shapes"] = _shapes(self.model)
+            about |= {"shapes": _shapes(self.model), "data": self._data}
             (unfinished / _ABOUT).write_text(json.dumps(about))
         if files.writes():
             for old in self.backups()[:-2]:
@@ -159,7 +191,16 @@ class BackupAndRestore(keras.callbacks.Callback):
 
 def _shapes(model):
     """Of all that is kept, as JSON gives it back."""
-    return [list(v.shape) for v in model.variables + model.optimizer.variables]
+    return [list(v.shape) for v in _variables(model)]
+
+
+def _variables(model):
+    return model.variables + model.optimizer.variables
+
+
+def _finite(model):
+    floats = [v for v in _variables(model) if "float" in v.dtype]
+    return all(np.isfinite(ops.convert_to_numpy(v)).all() for v in floats)
 
 
 def _checksum(path):

@@ -63,36 +63,43 @@ class StopOnNaN(keras.callbacks.Callback):
     infinite. kgen's `fit` adds it unless there is a `keras.callbacks.TerminateOnNaN` or
     a CollapseGuard, which end it more quietly or only warn.
 
-    A batch's metrics are looked at when the next one is under way, so that an
-    accelerator need not be waited for.
+    Args:
+        first_batch: how many batches of the first epoch another run has had.
     """
 
+    async_safe = True  # Keras need not wait for each batch's metrics
+
+    def __init__(self, first_batch=0):
+        super().__init__()
+        self.first_batch = first_batch
+
+    def on_train_begin(self, logs=None):
+        self._first = None
+
     def on_epoch_begin(self, epoch, logs=None):
-        self._epoch, self._last = epoch, None
+        self._first = epoch if self._first is None else self._first
+        self._epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        last, self._last = self._last, (batch, dict(logs or {}))
-        if last:
-            self._check(*last)
+        skipped = self.first_batch if self._epoch == self._first else 0
+        self._check(
+            logs or {}, f"batch {skipped + batch + 1} of epoch {self._epoch + 1}"
+        )
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._last:
-            self._check(*self._last)
-        self._check(None, logs or {})
+        self._check(logs or {}, f"epoch {epoch + 1}")
 
-    def _check(self, batch, logs):
-        bad = [k for k, v in logs.items() if not math.isfinite(float(v))]
+    def _check(self, logs, where):
+        bad = [k for k, v in logs.items() if not np.all(np.isfinite(np.asarray(v)))]
         if not bad:
             return
         bad.sort(key=lambda k: k in ("loss", "val_loss"))  # the sum of all others
-        where = f"epoch {self._epoch + 1}"
-        where = where if batch is None else f"batch {batch + 1} of {where}"
         also = f" (and {', '.join(bad[1:])})" if bad[1:] else ""
         raise FloatingPointError(
-            f"{bad[0]} is {float(logs[bad[0]])} after {where}{also}. The weights are "
-            "lost; a backup or a saved model has earlier ones. Look for NaN in sample "
-            "weights and in your own layers; lower the learning rate or set "
-            "`clipnorm`; in place of mixed_float16 take mixed_bfloat16."
+            f"{bad[0]} is {logs[bad[0]]} after {where}{also}. The weights are lost; a "
+            "backup or a saved model has earlier ones. Look for NaN in sample weights "
+            "and in your own layers; lower the learning rate or set `clipnorm`; in "
+            "place of mixed_float16 take mixed_bfloat16."
         )
 
 

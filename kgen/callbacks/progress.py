@@ -64,34 +64,43 @@ class Progress(keras.callbacks.Callback):
 class SetEpoch(keras.callbacks.Callback):
     """Tells a data set which epoch it is, by its `set_epoch(epoch)`, so that a resumed
     run sees what the uninterrupted one would have. A further `fit` on the same data set
-    goes on where the last one ended. kgen's `fit` adds this callback by itself.
+    goes on where the last one ended, unless epochs are `absolute`, as they are where
+    backups are kept. Of the first epoch, `first_batch` batches are left out. kgen's
+    `fit` adds this callback by itself."""
 
-    Of the first epoch, `first_batch` batches are left out. Keras goes on asking for as
-    many as an epoch has. A TensorFlow graph that finds none has half done its step by
-    then: with `stop` the epoch is stopped at its last batch, and the training is not.
-    """
-
-    def __init__(self, data, first_batch=0, stop=False):
+    def __init__(self, data, first_batch=0, absolute=False):
         super().__init__()
-        self.data, self.first_batch, self.stop = data, first_batch, stop
+        self.data, self.first_batch, self.absolute = data, first_batch, absolute
 
     def on_train_begin(self, logs=None):
-        self._first, self._before = None, getattr(self.data, "epochs_seen", 0)
-        self._cut = False
+        before = 0 if self.absolute else getattr(self.data, "epochs_seen", 0)
+        self._first, self._before = None, before
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._first is None:
             self._first = epoch
-        self._skip = self.first_batch if epoch == self._first else 0
+        skip = self.first_batch if epoch == self._first else 0
         epoch = max(epoch, self._before + epoch - self._first)
-        self.data.set_epoch(epoch, *([self._skip] if self._skip else []))
+        self.data.set_epoch(epoch, *([skip] if skip else []))
         self.data.epochs_seen = epoch + 1
 
+
+class CutEpoch(keras.callbacks.Callback):
+    """Ends the first epoch, but not the training, after the batches that are left of it
+    when `first_batch` were before: Keras goes on asking for as many as an epoch has,
+    and a TensorFlow graph that finds none has half done its step by then. kgen's `fit`
+    adds this callback by itself."""
+
+    def __init__(self, first_batch):
+        super().__init__()
+        self.left, self._before = first_batch, None
+
     def on_train_batch_end(self, batch, logs=None):
-        last = self._skip + batch + 1 >= (self.params.get("steps") or 0)
-        if self.stop and self._skip and last:
-            self.model.stop_training = self._cut = True
+        if self.left and self.left + batch + 1 >= self.params["steps"]:
+            self._before = self.model.stop_training
+            self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._cut:
-            self.model.stop_training = self._cut = False
+        if self._before is not None:
+            self.model.stop_training = self._before
+        self.left, self._before = 0, None

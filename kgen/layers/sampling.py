@@ -25,7 +25,10 @@ class Sampling(keras.layers.Layer):
     def noise(self, shape):
         n, *rest = shape
         seed = self.seed_generator
-        return random.of_batch(lambda n: keras.random.normal((n, *rest), seed=seed), n)
+        draw = keras.random.normal
+        return random.of_batch(
+            lambda n: draw((n, *rest), dtype="float32", seed=seed), n
+        )
 
     def call(self, inputs, epsilon=None):
         mean, log_var = inputs  # (B, L) each

@@ -169,7 +169,7 @@ class GenerativeModel(keras.Model):
         if validation_data is not None:
             parts = keras.utils.unpack_x_y_sample_weight(validation_data)
             check_data(self, *parts[:2], what="validation_data")
-            x_val, *rest = fitting.fed(parts[0]), *parts[1:]
+            x_val, *rest = fitting.fed_for_evaluation(parts[0]), *parts[1:]
             alone = all(part is None for part in rest)
             kwargs["validation_data"] = x_val if alone else (x_val, *rest)
         with fitting.prepared(self, x, callbacks, kwargs) as (x, callbacks):
@@ -179,13 +179,17 @@ class GenerativeModel(keras.Model):
         """As `keras.Model.evaluate`; returns {metric: value} unless asked not to."""
         check_data(self, x, y)
         y = _placeholder(x, y, kwargs)
-        x = fitting.fed(x)
-        return super().evaluate(x, y, *args, return_dict=return_dict, **kwargs)
+        size = args[0] if args else kwargs.get("batch_size")
+        x = fitting.fed_for_evaluation(x)
+        with backend.divided(x, size or 32):  # Keras' own default
+            return super().evaluate(x, y, *args, return_dict=return_dict, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """As `keras.Model.predict`, of images or a tuple (images, labels)."""
         check_data(self, *(x if isinstance(x, tuple) else (x, None)))
-        return super().predict(x, *args, **kwargs)
+        size = args[0] if args else kwargs.get("batch_size")
+        with backend.divided(x, size or 32):
+            return super().predict(x, *args, **kwargs)
 
     # Drawing
 
