@@ -8,7 +8,7 @@ The way the data goes, a file per arrow:
       --backend, optimizers--> trained weights, by one `train_step` on three backends
       --metrics, callbacks-->  nats, bits per dimension, distances, pictures
       --files, presets-->      weights and configurations that can be loaded again
-      --export-->              a SavedModel that TensorFlow Serving serves
+      --export, serving-->     a SavedModel that TensorFlow Serving serves; a client
 
 `kgen.random` turns seeds into the same noise everywhere, `kgen.distribute` chooses the
 devices.
@@ -28,6 +28,7 @@ from kgen import (
     optimizers,
     presets,
     random,
+    serving,
 )
 
 __version__ = "0.1.0"
@@ -46,4 +47,5 @@ __all__ = [
     "optimizers",
     "presets",
     "random",
+    "serving",
 ]

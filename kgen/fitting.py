@@ -69,8 +69,8 @@ def _restored(model, x, backups, kwargs):
         )
     for backup in backups:
         epoch, first_batch = backup.restore(model, of)
-        if epoch < kwargs.get("initial_epoch", 0):
-            first_batch = 0
+        if epoch < kwargs.get("initial_epoch", 0):  # asked for, so whole
+            first_batch = backup.first_batch = 0
         else:
             kwargs["initial_epoch"] = epoch
     backend.together(model.variables + model.optimizer.variables)
