@@ -5,6 +5,7 @@ killed at any moment and started again. A line is printed for each batch.
 """
 
 import sys
+import time
 from pathlib import Path
 
 import keras
@@ -50,6 +51,7 @@ class Lines(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         print(self.name, flush=True)
+        time.sleep(0.02)  # so that whoever kills it has the time to
 
 
 def state(model, logs):
