@@ -149,10 +149,10 @@ def test_the_feature_recipe_reaches_its_model_and_floors(tmp_path):
 
 
 def test_a_killed_run_resumes_to_the_same_end(tmp_path):
-    """SIGKILL within the third epoch, then --resume: the uninterrupted run's history
+    """SIGKILL within an epoch, then --resume: the uninterrupted run's history
     and weights."""
     flags = ["fvbn_binarized_mnist.py", "--data", "digits", "--seed", "4"]
-    flags += ["--epochs", "4", "--save-freq", "5"]
+    flags += ["--epochs", "12", "--save-freq", "5"]
     env = os.environ | {"PYTHONUNBUFFERED": "1"}
     whole = run(*flags, "--out", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr[-3000:]
@@ -162,18 +162,18 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path):
     )  # fmt: skip
     with killed:
         for line in killed.stdout:
-            if line.startswith("epoch 2/4"):
+            if line.startswith("epoch 3/12"):
                 break
         deadline, backups = time.time() + 60, tmp_path / "cut" / "backup"
-        while time.time() < deadline:  # within the third epoch
-            if list(backups.glob("000002-*[1-9]*/backup.json")):
+        while time.time() < deadline:  # within an epoch
+            if list(backups.glob("*-epoch-[3-9]-batch-[1-9]*/backup.json")):
                 break
             time.sleep(0.001)
         killed.send_signal(signal.SIGKILL)
     assert not (tmp_path / "cut" / "metrics.json").exists()
     resumed = run(*flags, "--out", "cut", "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr[-3000:]
-    assert "epoch 1/6" not in resumed.stdout
+    assert "epoch 1/12" not in resumed.stdout
     cards = [
         json.loads((tmp_path / out / "metrics.json").read_text())["results"]
         for out in ("whole", "cut")
@@ -187,7 +187,9 @@ def test_a_killed_run_resumes_to_the_same_end(tmp_path):
         with open(tmp_path / out / "history.csv", newline="") as file:
             rows = list(csv.DictReader(file))
             histories.append({row["epoch"]: float(row["loss"]) for row in rows})
-            assert [row["epoch"] for row in rows] == list("0123")  # each once
+            assert [row["epoch"] for row in rows] == list(
+                map(str, range(12))
+            )  # each once
     assert histories[0].keys() == histories[1].keys()
     for epoch, loss in histories[0].items():
         assert histories[1][epoch] == pytest.approx(loss, rel=1e-5)
