@@ -116,7 +116,7 @@ for kind in MODELS:
     if kind == "vae":  # arrays, of a size that cannot be divided
         scores = model.evaluate(x[:51], batch_size=20, verbose=0)
         if how != "workers":  # TensorFlow's take images alone
-            weight = np.arange(51) >= 20  # none of the first batch
+            weight = (np.arange(51) >= 20).astype("float32")  # none of the first batch
             weighted = model.evaluate(
                 x[:51], sample_weight=weight, batch_size=20, verbose=0
             )
