@@ -83,4 +83,4 @@ def main(folder, save_freq):
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), 3 if sys.argv[2] == "batches" else "epoch")
+    main(Path(sys.argv[1]), 2 if sys.argv[2] == "batches" else "epoch")
