@@ -14,8 +14,8 @@ To be called first of all: before models are made and before the backend's first
 
 Batches are global: `kgen.data.Batches(images, batch_size=64)` is 64 images a step, of
 which each device computes its part. Give every process all of the data. Arrays go to
-`fit` as they are: Keras divides them among TensorFlow's and JAX's devices, of PyTorch's
-processes each would train on all it is given.
+`fit` as they are: Keras divides them among the devices of one process and among
+TensorFlow's workers, but each process of JAX or PyTorch trains on all it is given.
 
 Weights and metrics end as on one device, noise included; but Keras' Dropout and batch
 normalisation are of each device's part of the batch (on JAX of the whole). All

@@ -1,5 +1,6 @@
 """Presets: those of the package are what their cards say, and cards are kept."""
 
+import json
 import os
 from pathlib import Path
 
@@ -44,8 +45,6 @@ def test_cards_say_how_and_how_well(name):
     assert any("nats" in k or "distance" in k for k in results), results
     recorded = Path(__file__).parent.parent / "recipes" / "results" / name
     if recorded.is_dir():  # the numbers of the record, not others
-        import json
-
         record = json.loads((recorded / "metrics.json").read_text())
         assert record["results"] == results
 
