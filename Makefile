@@ -1,6 +1,8 @@
 # make demo   set up .venv, train a VAE on embedded digits, draw, export a SavedModel
 # make test   set up .venv, run the tests on TensorFlow, JAX and PyTorch
 # make features   the README's table, from the results of the last make test
+# make serve  a TensorFlow Serving of all that was exported, or how to start one
+# make results    the README's tables of numbers, from the recipes' records
 # make lint   ruff
 # make bench  side-by-side timings (tests/benchmarks)
 # make clean  remove what the above made
@@ -19,7 +21,7 @@ ifneq ($(PREPARED),)
 export TFDS_DATA_DIR ?= $(abspath $(PREPARED))
 endif
 
-.PHONY: demo test features lint bench clean
+.PHONY: demo test serve features results lint bench clean
 
 demo: $(VENV)/.base
 	$(BIN)/python recipes/vae_digits.py
@@ -28,8 +30,14 @@ test: $(VENV)/.dev
 	@printf '%s\n' $(BACKENDS) | xargs -P $(JOBS) -I{} bash -o pipefail -c \
 	  'KERAS_BACKEND={} $(BIN)/python -m pytest $(TESTS) 2>&1 | sed -u "s/^/{}: /"'
 
+serve: $(VENV)/.base
+	$(BIN)/python -m kgen.serving serve
+
 features:
 	$(BIN)/python tests/features.py
+
+results: $(VENV)/.base
+	$(BIN)/python -m kgen.results --readme README.md --picture recipes/results/families.png
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -52,7 +60,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install --quiet -e ".[serving]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python

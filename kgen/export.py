@@ -16,28 +16,47 @@ Signatures (B = batch, first on every input and output):
 
 and `label` int64 (B,) on each where the model is conditional. Inputs are checked in the
 graph: a client gets InvalidArgument with the reason. Image b is a function of seed b.
+
+In `assets.extra`: `tf_serving_warmup_requests`, one request of each signature, which a
+server answers itself before it calls a version available; and `model_card.json`, what
+is known of the model, also beside the version folders, of the version that came last.
 """
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from kgen import files
 
+_EXTRA, _CARD = "assets.extra", "model_card.json"
 
-def export(model, path):
+
+def export(model, path, card=None, warmup=None):
     """Writes `model` as a SavedModel to the folder `path`, whole or not at all.
 
     TensorFlow Serving wants `<model name>/<version number>`; see `next_version`. Of
     several processes that train together, the first writes.
 
+    Args:
+        model: a GenerativeModel.
+        path: of the version's folder.
+        card: what is known of the model, a dict for JSON, such as a recipe's
+            `metrics.json`; comes into `model_card.json` as "training".
+        warmup: whether to write warm-up requests; None: where their format is
+            installed, tensorflow-serving-api (the extra `serving`).
+
     Returns: `path`, as pathlib.Path.
 
     Raises:
+        ImportError: `warmup` without tensorflow-serving-api.
         FileExistsError: there is something at `path` already.
         PermissionError: `path` cannot be written.
         RuntimeError: the child process failed; with its last words.
@@ -45,12 +64,46 @@ def export(model, path):
     path = Path(path)
     if not files.writes():
         return path
+    if warmup is None:
+        warmup = importlib.util.find_spec("tensorflow_serving") is not None
+    served = path.resolve().parent.name if warmup else ""
+    about = json.dumps(_card(model, path.name, card), indent=2) + "\n"
     with files.atomic(path, replace=False) as unfinished:
         if keras.backend.backend() == "tensorflow":
-            _write(model, unfinished)
+            _write(model, unfinished, served)
         else:
-            _write_in_child(model, unfinished)
+            _write_in_child(model, unfinished, served)
+        (unfinished / _EXTRA).mkdir(exist_ok=True)
+        (unfinished / _EXTRA / _CARD).write_text(about)
+    if path.name.isdigit():  # a version of a served model; else the folder is not ours
+        with files.atomic(path.parent / _CARD) as beside:
+            beside.write_text(about)
     return path
+
+
+def _card(model, version, training):
+    """What a client may want to know of a served model."""
+    import kgen
+
+    served = model.endpoints().items()
+    label = ["label"] if model.num_classes is not None else []
+    return {
+        "model": type(model).__name__,
+        "version": version,
+        "image_shape": model.image_shape,
+        "levels": model.levels,
+        "num_classes": model.num_classes,
+        "parameters": model.count_params(),
+        "signatures": {
+            name: {"inputs": [*inputs, *label], "outputs": outputs}
+            for name, (_, inputs, outputs) in served
+        },
+        "units": {"log_prob": "nats", "elbo": "nats", "images": "0..levels-1"},
+        "backend": keras.backend.backend(),
+        "versions": {"keras": keras.__version__, "kgen": kgen.__version__},
+        "exported": datetime.now(UTC).isoformat(timespec="seconds"),
+        "training": training,
+    }
 
 
 def next_version(folder):
@@ -60,7 +113,9 @@ def next_version(folder):
     return folder / str(max(taken, default=0) + 1)
 
 
-def _write(model, path):
+def _write(model, path, served):
+    """The SavedModel; with warm-up requests, if it has a name under which it is
+    `served`."""
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, (fn, inputs, outputs) in model.endpoints().items():
@@ -69,6 +124,31 @@ def _write(model, path):
         signature = [_spec(model, i) for i in inputs]
         archive.add_endpoint(name, _served(model, fn, inputs, outputs), signature)
     archive.write_out(str(path), verbose=False)
+    if served:
+        _write_warmup(model, Path(path) / _EXTRA, served)
+
+
+def _write_warmup(model, folder, served):
+    """A request of one image, of zeros, for each signature."""
+    import tensorflow as tf
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+
+    folder.mkdir()
+    endpoints = model.endpoints()
+    endpoints |= {"serving_default": endpoints["sample"]}
+    label = ["label"] if model.num_classes is not None else []
+    with tf.io.TFRecordWriter(str(folder / "tf_serving_warmup_requests")) as records:
+        for signature, (_, inputs, _) in endpoints.items():
+            request = predict_pb2.PredictRequest()
+            request.model_spec.name = served
+            request.model_spec.signature_name = signature
+            for name in [*inputs, *label]:
+                spec = _spec(model, name)
+                zeros = np.zeros((1, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
+                request.inputs[name].CopyFrom(tf.make_tensor_proto(zeros))
+            log = prediction_log_pb2.PredictionLog()
+            log.predict_log.request.CopyFrom(request)
+            records.write(log.SerializeToString())
 
 
 def _spec(model, name):
@@ -132,7 +212,7 @@ def _served(model, fn, inputs, outputs):
     return endpoint
 
 
-def _write_in_child(model, path):
+def _write_in_child(model, path, served):
     modules = _custom_modules(keras.saving.serialize_keras_object(model))
     if "__main__" in modules:
         raise RuntimeError(
@@ -150,8 +230,9 @@ def _write_in_child(model, path):
             "CUDA_VISIBLE_DEVICES": "-1",
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }
+        command = sys.executable, "-m", "kgen.export"
         child = subprocess.run(
-            [sys.executable, "-m", "kgen.export", saved, str(path), *sorted(modules)],
+            [*command, saved, str(path), served, *sorted(modules)],
             env=environment,
             capture_output=True,
             text=True,
@@ -182,6 +263,6 @@ def _custom_modules(config):
 if __name__ == "__main__":
     import importlib
 
-    for module in ("kgen", *sys.argv[3:]):  # registers the models, and the user's
+    for module in ("kgen", *sys.argv[4:]):  # registers the models, and the user's
         importlib.import_module(module)
-    _write(keras.models.load_model(sys.argv[1], compile=False), sys.argv[2])
+    _write(keras.models.load_model(sys.argv[1], compile=False), *sys.argv[2:4])

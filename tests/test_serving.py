@@ -1,9 +1,12 @@
-"""The client, against a stub that speaks TensorFlow Serving's documented JSON and
-answers with a model's own methods; and the configuration file."""
+"""The client, against a stub that speaks TensorFlow Serving's documented JSON and its
+gRPC, and answers with a model's own methods; the configuration files; the commands."""
 
+import concurrent.futures
 import http.server
 import json
+import os
 import re
+import sys
 import threading
 import time
 
@@ -11,9 +14,17 @@ import numpy as np
 import pytest
 from families import FAMILIES
 from keras import ops
+from PIL import Image
 
 import kgen
 from kgen.serving import Client, ServingError
+from kgen.serving.__main__ import main
+from kgen.serving.config import commands
+
+SIGNATURE = {"outputs": {"images": {
+    "dtype": "DT_UINT8",
+    "tensor_shape": {"dim": [{"size": str(d)} for d in (-1, 8, 8, 1)]},
+}}}  # fmt: skip
 
 
 def numpy(x):
@@ -21,13 +32,16 @@ def numpy(x):
 
 
 class Stub(http.server.ThreadingHTTPServer):
-    """Serves one model as "m"; `seen` are the requests, `delay` makes it slow."""
+    """Serves one model as "m"; `seen` are (version, signature, inputs) of the requests,
+    `delay` makes it slow."""
 
     def __init__(self, model):
         super().__init__(("127.0.0.1", 0), Handler)
         self.model, self.seen, self.delay, self.states = model, [], 0.0, ["AVAILABLE"]
 
-    def answer(self, signature, inputs):
+    def answer(self, version, signature, inputs):
+        self.seen.append((version, signature, inputs))
+        time.sleep(self.delay)
         model, x = self.model, inputs.get("images")
         if x is not None:
             x = np.asarray(x, "uint8")
@@ -35,6 +49,8 @@ class Stub(http.server.ThreadingHTTPServer):
                 raise ValueError(
                     f"assertion failed: [images must be in 0..16] {x.max()}"
                 )
+        if signature != "sample" and not hasattr(model, signature):
+            raise ValueError(f"Signature name '{signature}' not found")
         labels = np.asarray(inputs["label"], "int32") if "label" in inputs else None
         if signature == "sample":
             seeds = np.asarray(inputs["seed"], "int64")
@@ -54,6 +70,9 @@ class Stub(http.server.ThreadingHTTPServer):
         given = np.asarray(inputs["z"], "float32") if x is None else x
         return numpy(getattr(model, signature)(given, labels))
 
+    def state(self):
+        return self.states.pop(0) if len(self.states) > 1 else self.states[0]
+
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args):
@@ -71,36 +90,103 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 404, {"error": f"Could not find any versions: {self.path}"}
             )
         if self.path.endswith("metadata"):
-            return self.reply(200, {"metadata": {"signature_def": {"sample": {}}}})
-        state = self.server.states[0]
-        if len(self.server.states) > 1:
-            self.server.states.pop(0)
-        versions = [{"version": "3", "state": state, "status": {}}]
+            described = {"signature_def": {"sample": SIGNATURE}}
+            return self.reply(200, {"metadata": {"signature_def": described}})
+        versions = [{"version": "3", "state": self.server.state(), "status": {}}]
         self.reply(200, {"model_version_status": versions})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen.append((self.path, body))
-        time.sleep(self.server.delay)
+        version = re.fullmatch(r"/v1/models/m(?:/versions/(\d+))?:predict", self.path)
+        version = version[1] and int(version[1])
         try:
-            outputs = self.server.answer(body["signature_name"], body["inputs"])
+            outputs = self.server.answer(
+                version, body["signature_name"], body["inputs"]
+            )
         except ValueError as error:
             return self.reply(400, {"error": str(error)})
-        except AttributeError:
-            name = body["signature_name"]
-            return self.reply(400, {"error": f"Signature name {name!r} not found"})
         outputs = outputs if isinstance(outputs, dict) else outputs.tolist()
         self.reply(200, {"outputs": outputs})
 
 
+def start_grpc(stub):
+    """The same answers over gRPC: (server, port)."""
+    pytest.importorskip("tensorflow_serving")
+    import grpc
+    import tensorflow as tf
+    from google.protobuf import json_format
+    from tensorflow_serving.apis import (
+        get_model_metadata_pb2,
+        get_model_status_pb2,
+        model_service_pb2_grpc,
+        predict_pb2,
+        prediction_service_pb2_grpc,
+    )
+
+    def known(request, context):
+        if request.model_spec.name != "m":
+            name = request.model_spec.name
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any: {name}")
+        return request.model_spec.version.value or None
+
+    class Service:
+        def Predict(self, request, context):
+            version, answer = known(request, context), predict_pb2.PredictResponse()
+            inputs = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
+            try:
+                name = request.model_spec.signature_name
+                outputs = stub.answer(version, name, inputs)
+            except ValueError as error:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            outputs = outputs if isinstance(outputs, dict) else {"one": outputs}
+            for key, value in outputs.items():
+                value = tf.make_tensor_proto(np.asarray(value))
+                answer.outputs[key].CopyFrom(value)
+            return answer
+
+        def GetModelMetadata(self, request, context):
+            known(request, context)
+            said = {"signature_def": {"sample": SIGNATURE}}
+            said = json_format.ParseDict(said, get_model_metadata_pb2.SignatureDefMap())
+            answer = get_model_metadata_pb2.GetModelMetadataResponse()
+            answer.metadata["signature_def"].Pack(said)
+            return answer
+
+        def GetModelStatus(self, request, context):
+            known(request, context)
+            answer = get_model_status_pb2.GetModelStatusResponse()
+            answer.model_version_status.add(version=3, state=stub.state())
+            return answer
+
+        HandleReloadConfigRequest = Classify = Regress = MultiInference = None
+
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(2))
+    add = prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server
+    add(Service(), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(Service(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    return server, port
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def over(request):
+    return request.param
+
+
 @pytest.fixture
-def served(request):
+def served(request, over):
     """(client, stub) of a family."""
     stub = Stub(FAMILIES[getattr(request, "param", "fvbn")]())
-    thread = threading.Thread(target=stub.serve_forever, daemon=True)
-    thread.start()
-    yield Client(f"http://127.0.0.1:{stub.server_port}/", "m", max_batch=4), stub
-    stub.shutdown()
+    if over == "rest":
+        threading.Thread(target=stub.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{stub.server_port}/"
+    else:
+        server, port = start_grpc(stub)
+        url = f"grpc://127.0.0.1:{port}"
+    with Client(url, "m", max_batch=4) as client:
+        yield client, stub
+    stub.shutdown() if over == "rest" else server.stop(None)
     stub.server_close()
 
 
@@ -109,10 +195,14 @@ def test_samples_are_those_of_the_model_in_parts(served):
     images = client.sample(10, seed=7)
     assert images.dtype == "uint8"
     np.testing.assert_array_equal(images, stub.model.sample(10, seed=7))
-    assert [len(body["inputs"]["seed"]) for _, body in stub.seen] == [4, 4, 2]
-    path, body = stub.seen[1]
-    assert path == "/v1/models/m:predict" and body["signature_name"] == "sample"
-    assert body["inputs"]["seed"] == [7 * 2**32 + i for i in (4, 5, 6, 7)]
+    assert [len(inputs["seed"]) for _, _, inputs in stub.seen] == [4, 4, 2]
+    version, signature, inputs = stub.seen[1]
+    assert version is None and signature == "sample"
+    assert list(inputs["seed"]) == [7 * 2**32 + i for i in (4, 5, 6, 7)]
+    if client.url.startswith("grpc"):  # a server takes no other
+        assert inputs["seed"].dtype == "int64"
+    none = client.sample(0, seed=7)
+    assert none.shape == (0, 8, 8, 1) and none.dtype == "uint8" and len(stub.seen) == 3
     assert np.any(client.sample(2) != client.sample(2))
 
 
@@ -120,7 +210,12 @@ def test_densities_and_completions(served, digits):
     client, stub = served
     expected = numpy(stub.model.log_prob(digits[:6]))
     np.testing.assert_allclose(client.log_prob(digits[:6]), expected, rtol=1e-5)
-    done = client.complete(digits[:1], 3, seed=2)
+    if client.url.startswith("grpc"):
+        assert stub.seen[-1][2]["images"].dtype == "uint8"
+    done = client.complete(digits[:1].astype("int64"), 3, seed=2)
+    if client.url.startswith("grpc"):
+        types = {name: str(value.dtype) for name, value in stub.seen[-1][2].items()}
+        assert types == {"images": "uint8", "known_rows": "int64", "seed": "int64"}
     np.testing.assert_array_equal(done, stub.model.complete(digits[:1], 3, seed=2))
 
 
@@ -154,8 +249,11 @@ def test_the_servers_words_become_errors(served, digits):
     with pytest.raises(ServingError, match="images must be in 0..16") as error:
         client.log_prob(np.full((1, 8, 8, 1), 200))
     assert error.value.status == 400
-    with pytest.raises(ServingError, match="'encode' not found"):
+    with pytest.raises(ServingError, match="'encode' not found") as error:
         client.encode(digits[:1])
+    assert error.value.status == 400
+    with pytest.raises(ServingError, match="no signature 'complete'"):
+        client.complete(digits[:0], [])
     with pytest.raises(ServingError, match="Could not find") as error:
         Client(client.url, "other").status()
     assert error.value.status == 404
@@ -182,10 +280,11 @@ def test_slow_and_missing_servers_are_told(served):
     slow = Client(client.url, "m", timeout=0.2)
     with pytest.raises(TimeoutError, match="within 0.2 s"):
         slow.sample(1, seed=0)
+    nobody = Client(f"{client.url.split(':')[0]}://127.0.0.1:9", "m")
     with pytest.raises(ConnectionError, match="No TensorFlow Serving at"):
-        Client("http://127.0.0.1:9", "m").status()
+        nobody.status()
     with pytest.raises(TimeoutError, match="not ready at .* after 0.3 s: No Tensor"):
-        Client("http://127.0.0.1:9", "m").wait_until_ready(0.3)
+        nobody.wait_until_ready(0.3)
 
 
 def test_waiting_for_a_version(served):
@@ -193,11 +292,11 @@ def test_waiting_for_a_version(served):
     stub.states = ["START", "LOADING", "AVAILABLE"]
     client.wait_until_ready(5)
     assert client.status() == {3: "AVAILABLE"}
-    assert "sample" in client.metadata()["signature_def"]
+    assert "sample" in client.metadata()["signature_def"]["signature_def"]
     with pytest.raises(TimeoutError, match="versions are"):
         Client(client.url, "m", version=9).wait_until_ready(0.3)
     Client(client.url, "m", version=3).sample(1, seed=0)
-    assert stub.seen[-1][0] == "/v1/models/m/versions/3:predict"
+    assert stub.seen[-1][0] == 3
 
 
 def test_one_configuration_for_all_models(tmp_path):
@@ -215,3 +314,74 @@ def test_one_configuration_for_all_models(tmp_path):
     assert 'base_path: "/models/vae"' in inside
     with pytest.raises(ValueError, match="No exported model"):
         kgen.serving.write_config(tmp_path / "vae" / "1")
+
+
+def test_the_servers_own_parser_reads_the_configuration(tmp_path):
+    pytest.importorskip("tensorflow_serving")
+    from google.protobuf import text_format
+    from tensorflow_serving.config import model_server_config_pb2
+
+    name = 'a "quoted" \\ name'
+    (tmp_path / name / "7").mkdir(parents=True)
+    (tmp_path / name / "7" / "saved_model.pb").touch()
+    read = model_server_config_pb2.ModelServerConfig()
+    text_format.Parse(kgen.serving.write_config(tmp_path).read_text(), read)
+    (config,) = read.model_config_list.config
+    assert config.name == name and config.base_path == f"{tmp_path}/{name}"
+    assert config.model_platform == "tensorflow"
+    batching = (tmp_path / "batching.config").read_text()
+    # of BatchingParameters, whose messages hold one `value` each
+    settings = dict(re.findall(r"^(\w+) \{ value: (\d+) \}$", batching, re.M))
+    assert len(settings) == len(batching.splitlines()) == 4
+    assert int(settings["max_batch_size"]) == Client("http://h", "m").max_batch
+
+
+def test_gRPC_wants_a_port_and_its_package(monkeypatch):
+    pytest.importorskip("tensorflow_serving")
+    with pytest.raises(ValueError, match="expected a port"):
+        Client("grpc://localhost", "m")
+    monkeypatch.setitem(sys.modules, "kgen.serving.over_grpc", None)
+    with pytest.raises(ImportError, match=r"pip install 'kgen\[serving\]'"):
+        Client("grpc://localhost:8500", "m")
+
+
+def test_serve_becomes_the_server_that_is_there_or_says_how(
+    tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "m" / "1").mkdir(parents=True)
+    (tmp_path / "m" / "1" / "saved_model.pb").touch()
+    server, became = tmp_path / "server", []
+    server.touch(0o755)
+    monkeypatch.setattr(os, "execvp", lambda *words: became.append(words))
+    monkeypatch.setenv("TENSORFLOW_MODEL_SERVER", str(server))
+    main(["serve", "--folder", str(tmp_path), "--port", "5", "--batching"])
+    ((program, command),) = became
+    assert program == command[0] == str(server)
+    assert command == commands(tmp_path, 5, batching=True)[0]
+    assert "--port=5" in command and "--enable_batching" in command
+    assert f"--model_config_file={tmp_path}/models.config" in command
+    assert f"--batching_parameters_file={tmp_path}/batching.config" in command
+    monkeypatch.delenv("TENSORFLOW_MODEL_SERVER")
+    monkeypatch.setenv("PATH", "")
+    main(["serve", "--folder", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "tensorflow_model_server --port=8500 --rest_api_port=8501" in said
+    assert f"-v {tmp_path}:{tmp_path}:ro tensorflow/serving" in said
+    assert len(became) == 1
+    with pytest.raises(SystemExit, match="No exported model"):
+        main(["serve", "--folder", str(tmp_path / "m")])
+
+
+def test_a_picture_is_drawn_from_a_server(tmp_path, capsys):
+    stub = Stub(FAMILIES["fvbn"]())
+    threading.Thread(target=stub.serve_forever, daemon=True).start()
+    url, out = f"http://127.0.0.1:{stub.server_port}", tmp_path / "m.png"
+    words = ["sample", "m", "--url", url, "--folder", str(tmp_path)]
+    main([*words, "--n", "9", "--out", str(out)])
+    assert capsys.readouterr().out.strip() == str(out)
+    assert np.asarray(Image.open(out)).std() > 10
+    assert list(stub.seen[0][2]["seed"]) == [7 * 2**32 + i for i in range(9)]
+    stub.shutdown()
+    stub.server_close()
+    with pytest.raises(SystemExit, match="No TensorFlow Serving"):
+        main([*words, "--timeout", "0.2"])

@@ -1,0 +1,10 @@
+"""What a server answers when it refuses."""
+
+
+class ServingError(RuntimeError):
+    """What the server said, in its own words; `status` is HTTP's, None without one.
+    Over gRPC it is the HTTP status that the REST API has for the same error."""
+
+    def __init__(self, message, status=None):
+        super().__init__(message)
+        self.status = status

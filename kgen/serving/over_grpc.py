@@ -1,0 +1,104 @@
+"""gRPC, with the stubs of `tensorflow-serving-api`; imported on use, for it imports
+TensorFlow."""
+
+import urllib.parse
+
+import grpc
+from google.protobuf.json_format import MessageToDict
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from kgen.serving.errors import ServingError
+
+# What the REST API answers for the same errors.
+_HTTP = {
+    "INVALID_ARGUMENT": 400,
+    "OUT_OF_RANGE": 400,
+    "NOT_FOUND": 404,
+    "FAILED_PRECONDITION": 412,
+    "RESOURCE_EXHAUSTED": 429,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 503,
+}
+
+
+class Grpc:
+    """Requests about one model, over a channel; see Client for the arguments."""
+
+    def __init__(self, url, name, version, timeout):
+        parts = urllib.parse.urlsplit(url)
+        if not parts.port:
+            raise ValueError(
+                f"url: expected a port, such as grpc://host:8500: {url!r}."
+            )
+        self.url, self.name, self.version, self.timeout = url, name, version, timeout
+        ways = "send", "receive"  # images pass gRPC's 4 MB easily
+        unlimited = [(f"grpc.max_{way}_message_length", -1) for way in ways]
+        if parts.scheme == "grpcs":
+            keys = grpc.ssl_channel_credentials()
+            self.channel = grpc.secure_channel(parts.netloc, keys, unlimited)
+        else:
+            self.channel = grpc.insecure_channel(parts.netloc, unlimited)
+        self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
+        service = prediction_service_pb2_grpc.PredictionServiceStub
+        self.predictions = service(self.channel)
+
+    def predict(self, signature, inputs):
+        import tensorflow as tf
+
+        request = self._about(predict_pb2.PredictRequest())
+        request.model_spec.signature_name = signature
+        for name, value in inputs.items():
+            request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+        answer = self._answer(self.predictions.Predict, request)
+        outputs = {name: tf.make_ndarray(t) for name, t in answer.outputs.items()}
+        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
+
+    def status(self, timeout=None):
+        request = self._about(get_model_status_pb2.GetModelStatusRequest())
+        answer = self._answer(self.models.GetModelStatus, request, timeout)
+        state = get_model_status_pb2.ModelVersionStatus.State.Name
+        return {v.version: state(v.state) for v in answer.model_version_status}
+
+    def metadata(self):
+        request = self._about(get_model_metadata_pb2.GetModelMetadataRequest())
+        request.metadata_field.append("signature_def")
+        answer = self._answer(self.predictions.GetModelMetadata, request)
+        signatures = get_model_metadata_pb2.SignatureDefMap()
+        answer.metadata["signature_def"].Unpack(signatures)
+        said = MessageToDict(
+            signatures,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+        )
+        return {"signature_def": said}
+
+    def close(self):
+        self.channel.close()
+
+    def _about(self, request):
+        request.model_spec.name = self.name
+        if self.version:
+            request.model_spec.version.value = self.version
+        return request
+
+    def _answer(self, method, request, timeout=None):
+        timeout = timeout or self.timeout
+        try:
+            return method(request, timeout=timeout)
+        except grpc.RpcError as error:
+            code, words = error.code().name, error.details()
+            if code == "DEADLINE_EXCEEDED":
+                raise TimeoutError(
+                    f"No answer from {self.url} within {timeout:g} s."
+                ) from error
+            if code == "UNAVAILABLE" and "failed to connect" in words:
+                raise ConnectionError(
+                    f"No TensorFlow Serving at {self.url} ({words})."
+                ) from error
+            raise ServingError(words, _HTTP.get(code, 500)) from error

@@ -1,0 +1,245 @@
+#!/usr/bin/env python
+"""Stands in for `tensorflow_model_server` where there is none: TensorFlow's own loader
+behind the interfaces that the server documents, REST and gRPC, with the flags that the
+tests give. It polls for versions, loads the newest, replays its warm-up requests, and
+then lets go of the older one. It is not the server: it does not batch.
+
+    TENSORFLOW_MODEL_SERVER=tests/stand_in_server.py pytest tests/test_tf_serving.py
+"""
+
+import argparse
+import concurrent.futures
+import http.server
+import json
+import re
+import sys
+import threading
+import time
+from pathlib import Path
+
+sys.modules["keras"] = sys.modules["kgen"] = None  # a server has neither
+
+import grpc
+import numpy as np
+import tensorflow as tf
+from google.protobuf import text_format
+from google.protobuf.json_format import MessageToDict
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_log_pb2,
+    prediction_service_pb2_grpc,
+)
+from tensorflow_serving.config import model_server_config_pb2
+
+AVAILABLE = get_model_status_pb2.ModelVersionStatus.AVAILABLE
+
+
+class Refused(Exception):
+    def __init__(self, code, words):
+        super().__init__(words)
+        self.code = code
+
+
+class Version:
+    """A loaded version folder."""
+
+    def __init__(self, path):
+        self.number = int(path.name)
+        meta = saved_model_pb2.SavedModel()
+        meta.ParseFromString((path / "saved_model.pb").read_bytes())
+        self.described = dict(meta.meta_graphs[0].signature_def)
+        self.described.pop("__saved_model_init_op", None)
+        self.model = tf.saved_model.load(str(path), tags=["serve"])
+        warmup = path / "assets.extra" / "tf_serving_warmup_requests"
+        for record in tf.data.TFRecordDataset(str(warmup)) if warmup.exists() else ():
+            log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+            request = log.predict_log.request
+            inputs = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
+            self.predict(request.model_spec.signature_name, inputs)
+
+    def predict(self, signature, inputs):
+        signature = signature or "serving_default"
+        if signature not in self.described:
+            words = f'Serving signature key "{signature}" not found.'
+            raise Refused("FAILED_PRECONDITION", words)
+        specs = self.described[signature].inputs
+        if set(specs) != set(inputs):
+            words = f"expected inputs {sorted(specs)}, got {sorted(inputs)}"
+            raise Refused("INVALID_ARGUMENT", words)
+        given = {}
+        for name, value in inputs.items():
+            dtype = tf.dtypes.as_dtype(specs[name].dtype)
+            if isinstance(value, list):  # JSON has no types
+                value = np.asarray(value, dtype.as_numpy_dtype)
+            if value.dtype != dtype.as_numpy_dtype:
+                raise Refused("INVALID_ARGUMENT", f"{name}: {value.dtype}, not {dtype}")
+            if value.ndim != len(specs[name].tensor_shape.dim):
+                raise Refused("INVALID_ARGUMENT", f"{name}: shape {value.shape}")
+            given[name] = tf.constant(value)
+        try:
+            outputs = self.model.signatures[signature](**given)
+        except tf.errors.OpError as error:
+            raise Refused("INVALID_ARGUMENT", error.message) from error
+        return {k: v.numpy() for k, v in outputs.items()}
+
+
+class Server:
+    """The models of a configuration, each at its newest version."""
+
+    def __init__(self, config):
+        read = model_server_config_pb2.ModelServerConfig()
+        text_format.Parse(Path(config).read_text(), read)
+        configs = read.model_config_list.config
+        self.paths = {c.name: Path(c.base_path) for c in configs}
+        self.versions = {}
+
+    def poll(self):
+        for name, path in self.paths.items():
+            numbers = [int(p.name) for p in path.glob("*") if p.name.isdigit()]
+            held = self.versions.get(name)
+            if numbers and (held is None or max(numbers) != held.number):
+                self.versions[name] = Version(path / str(max(numbers)))
+                print("loaded", path, max(numbers), flush=True)
+
+    def version(self, name, number=None):
+        held = self.versions.get(name)
+        if held is None or number not in (None, held.number):
+            raise Refused("NOT_FOUND", f"Servable not found for request: {name}")
+        return held
+
+
+class Rest(http.server.BaseHTTPRequestHandler):
+    """https://www.tensorflow.org/tfx/serving/api_rest"""
+
+    CODES = {"NOT_FOUND": 404, "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 412}
+    PATH = r"/v1/models/(\w[\w.-]*)(?:/versions/(\d+))?(/metadata|:predict)?"
+
+    def log_message(self, *args):
+        pass
+
+    def handle_request(self):
+        try:
+            match = re.fullmatch(self.PATH, self.path)
+            if not match:
+                raise Refused("INVALID_ARGUMENT", f"Malformed request: {self.path}")
+            name, number, what = match.groups()
+            held = self.server.models.version(name, number and int(number))
+            answer = self.answered(held, name, what)
+            code = 200
+        except Refused as error:
+            code, answer = self.CODES[error.code], {"error": str(error)}
+        content = json.dumps(answer).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_GET = do_POST = handle_request
+
+    def answered(self, held, name, what):
+        if what is None:
+            version = {"version": str(held.number), "state": "AVAILABLE", "status": {}}
+            return {"model_version_status": [version]}
+        if what == "/metadata":
+            spec = {"name": name, "version": str(held.number)}
+            said = {
+                "signature_def": {
+                    k: MessageToDict(
+                        v,
+                        preserving_proto_field_name=True,
+                        always_print_fields_with_no_presence=True,
+                    )
+                    for k, v in held.described.items()
+                }
+            }
+            return {"model_spec": spec, "metadata": {"signature_def": said}}
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        signature = body.get("signature_name", "serving_default")
+        if "inputs" in body:
+            outputs = held.predict(signature, body["inputs"])
+            plain = {k: v.tolist() for k, v in outputs.items()}
+            single = len(plain) == 1
+            return {"outputs": next(iter(plain.values())) if single else plain}
+        rows = body["instances"]
+        inputs = {k: [row[k] for row in rows] for k in rows[0]}
+        outputs = held.predict(signature, inputs)
+        if len(outputs) == 1:
+            return {"predictions": next(iter(outputs.values())).tolist()}
+        each = range(len(rows))
+        return {
+            "predictions": [
+                {k: v[i].tolist() for k, v in outputs.items()} for i in each
+            ]
+        }
+
+
+class Grpc(
+    prediction_service_pb2_grpc.PredictionServiceServicer,
+    model_service_pb2_grpc.ModelServiceServicer,
+):
+    def __init__(self, models):
+        self.models = models
+
+    def held(self, request, context):
+        spec = request.model_spec
+        number = spec.version.value if spec.HasField("version") else None
+        try:
+            return self.models.version(spec.name, number)
+        except Refused as error:
+            context.abort(grpc.StatusCode[error.code], str(error))
+
+    def Predict(self, request, context):
+        held, answer = self.held(request, context), predict_pb2.PredictResponse()
+        inputs = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
+        try:
+            outputs = held.predict(request.model_spec.signature_name, inputs)
+        except Refused as error:
+            context.abort(grpc.StatusCode[error.code], str(error))
+        for name, value in outputs.items():
+            answer.outputs[name].CopyFrom(tf.make_tensor_proto(value))
+        return answer
+
+    def GetModelMetadata(self, request, context):
+        held = self.held(request, context)
+        said = get_model_metadata_pb2.SignatureDefMap()
+        for name, signature in held.described.items():
+            said.signature_def[name].CopyFrom(signature)
+        answer = get_model_metadata_pb2.GetModelMetadataResponse()
+        answer.metadata["signature_def"].Pack(said)
+        return answer
+
+    def GetModelStatus(self, request, context):
+        held = self.held(request, context)
+        answer = get_model_status_pb2.GetModelStatusResponse()
+        answer.model_version_status.add(version=held.number, state=AVAILABLE)
+        return answer
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--rest_api_port", type=int)
+    parser.add_argument("--model_config_file")
+    parser.add_argument("--file_system_poll_wait_seconds", type=float, default=1.0)
+    args, _ = parser.parse_known_args()
+    models = Server(args.model_config_file)
+    rest = http.server.ThreadingHTTPServer(("127.0.0.1", args.rest_api_port), Rest)
+    rest.models = models
+    threading.Thread(target=rest.serve_forever, daemon=True).start()
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(16))
+    service = Grpc(models)
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(service, server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(service, server)
+    server.add_insecure_port(f"127.0.0.1:{args.port}")
+    server.start()
+    while True:
+        models.poll()
+        time.sleep(args.file_system_poll_wait_seconds)
+
+
+if __name__ == "__main__":
+    main()
