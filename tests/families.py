@@ -7,6 +7,7 @@ from keras import layers
 from kgen.models import (
     FVBN,
     GAN,
+    IWAE,
     MADE,
     NADE,
     VAE,
@@ -66,6 +67,14 @@ FAMILIES = {
     ),
     "vae-conditional": conditional,
     "vae-own-networks": own_networks,
+    "iwae": lambda: IWAE(
+        SHAPE,
+        LEVELS,
+        latent_dim=(3, 2),
+        num_samples=3,
+        hidden_units=(8,),
+        upper_units=(4,),
+    ),
     "gan": lambda: gan(width=4, ema=0.9, gradient_norms=True),
     "gan-critic": lambda: gan(
         num_classes=CLASSES,

@@ -28,6 +28,7 @@ FAMILY = {
     "row-lstm": "RowLSTM",
     "diagonal": "DiagonalBiLSTM",
     "vae": "VAE",
+    "iwae": "IWAE",
     "gan": "GAN",
 }
 FEATURES = {

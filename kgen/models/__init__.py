@@ -5,6 +5,7 @@ from kgen.models.base import GenerativeModel
 from kgen.models.fvbn import FVBN
 from kgen.models.gan import GAN
 from kgen.models.gated_pixel_cnn import GatedPixelCNN
+from kgen.models.iwae import IWAE
 from kgen.models.made import MADE
 from kgen.models.nade import NADE
 from kgen.models.pixel_cnn import PixelCNN
@@ -19,6 +20,7 @@ __all__ = [
     "GAN",
     "GatedPixelCNN",
     "GenerativeModel",
+    "IWAE",
     "MADE",
     "NADE",
     "PixelCNN",

@@ -42,7 +42,7 @@ from kgen.models.base import GenerativeModel
 from kgen.models.own_networks import deserialized, serialized
 from kgen.models.vae_networks import networks
 
-_LATENT, _PIXELS = 0, 1  # streams of one seed
+LATENT, _PIXELS = 0, 1  # streams of one seed
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -75,6 +75,8 @@ class VAE(GenerativeModel):
         model.compile(keras.optimizers.Adam(1e-3))
         model.fit(images, validation_data=held_out, epochs=20)
     """
+
+    _METRICS = ("elbo_nats", "reconstruction_nats", "kl_nats", "bits_per_dim")
 
     def __init__(
         self,
@@ -118,8 +120,7 @@ class VAE(GenerativeModel):
             dtype=self.dtype_policy,
         )
         self.sampling = Sampling()
-        names = ("elbo_nats", "reconstruction_nats", "kl_nats", "bits_per_dim")
-        self.trackers = [keras.metrics.Mean(name) for name in names]
+        self.trackers = [keras.metrics.Mean(name) for name in self._METRICS]
         self._elbo = backend.compiled(self, self._keyed_elbo, gradients=True)
         self._log_weights = backend.compiled(self, self.log_weights, gradients=True)
         self._draw_expected = backend.compiled(self, self._draw_mean)
@@ -205,17 +206,21 @@ class VAE(GenerativeModel):
             streams: int32 (k,), one independent stream of those seeds a latent.
             labels: (B,) or None.
         """
-        k = ops.shape(streams)[0]
         epsilon = random.normals(keys, self.latent_dim, streams)  # (B, k, L)
         mean, log_var = self._posterior(x, labels)
         mean, log_var = mean[:, None], log_var[:, None]  # (B, 1, L)
         z = self.sampling([mean, log_var], epsilon)  # (B, k, L)
+        ratio = gaussian_log_prob(z) - gaussian_log_prob(z, mean, log_var)  # (B, k)
+        return self._log_px(x, z, labels) + ratio
+
+    def _log_px(self, x, z, labels=None, training=False):
+        """log p(x | z) of k latents an image, z (B, k, L): (B, k) nats."""
+        k = ops.shape(z)[1]
         rows = ops.reshape(z, (-1, self.latent_dim))  # (B k, L)
         repeated = None if labels is None else ops.repeat(labels, k, axis=0)
-        params = self._params(rows, repeated)  # (B k, H, W, P)
+        params = self._params(rows, repeated, training)  # (B k, H, W, P)
         params = ops.reshape(params, (-1, k, *params.shape[1:]))
-        log_px_z = self.likelihood.log_prob(params, x[:, None])  # (B, k)
-        return log_px_z + gaussian_log_prob(z) - gaussian_log_prob(z, mean, log_var)
+        return self.likelihood.log_prob(params, x[:, None])
 
     def encode(self, x, labels=None):
         """Posterior of images: mean and log variance, float32 (B, L) each."""
@@ -248,9 +253,11 @@ class VAE(GenerativeModel):
 
     # Drawing
 
+    def _drawn_latents(self, seeds):
+        return random.normals(seeds, self.latent_dim, LATENT)  # (B, L)
+
     def _drawn_params(self, seeds, labels):
-        z = random.normals(seeds, self.latent_dim, _LATENT)  # (B, L)
-        return self._params(z, labels)
+        return self._params(self._drawn_latents(seeds), labels)
 
     def draw(self, seeds, labels=None):
         """x ~ p(x | z), z ~ N(0, I): integers (B, H, W, C)."""
