@@ -68,9 +68,10 @@ def finish(args, splits, games, seconds, *, alike=True):
     if alike and len(measured) > 1:
         results |= _spread(list(measured.values()))
     model = next(iter(games.values()))
-    exported = model.export(kgen.export.next_version(Path("saved_models") / args.name))
     card = write_results(out / "metrics.json", args, model, splits, results)
     model.save_to_preset(out / "preset", card)  # the first game's
+    version = kgen.export.next_version(Path("saved_models") / args.name)
+    exported = model.export(version, card=card)
     _print(measured, results)
     print(f"{out / 'metrics.json'}\n{exported}/")
 

@@ -32,7 +32,8 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
     add("--epochs", type=int, default=epochs, help="default: %(default)s")
     add("--batch-size", type=int, default=batch_size, help="default: %(default)s")
     for size, default in sizes.items():
-        add(f"--{size}", type=int, default=default, help="default: %(default)s")
+        flag = f"--{size.replace('_', '-')}"
+        add(flag, type=int, default=default, help="default: %(default)s")
     add("--data", default=data, help="tfds name, 'digits' or a folder of images")
     add("--out", default=f"runs/{name}", help="folder of the results: %(default)s")
     add("--seed", type=int, default=0, help="default: %(default)s")
@@ -246,9 +247,10 @@ def finish(
     pictures = draw(out, model, splits, samples)
     results["drawing_seconds"] = round(time.time() - start, 1)
     model.save(out / "model.keras")
-    exported = model.export(kgen.export.next_version(Path("saved_models") / args.name))
     card = write_results(out / "metrics.json", args, model, splits, results)
     model.save_to_preset(out / "preset", card)
+    version = kgen.export.next_version(Path("saved_models") / args.name)
+    exported = model.export(version, card=card)
     for key, value in results.items():
         print(
             f"{key:32}{value:.4f}" if isinstance(value, float) else f"{key:32}{value}"

@@ -1,0 +1,263 @@
+"""What the recipes measured, as tables and a picture, from the records that they left.
+
+    python -m kgen.results                    # of recipes/results
+    python -m kgen.results runs               # of your own runs
+    python -m kgen.results --readme README.md --picture recipes/results/families.png
+
+Each `metrics.json` is one run; runs of one recipe with other seeds become a mean and a
+standard deviation. Nothing is typed: `published.json` beside the recipes has the names
+of the systems and the papers' numbers.
+"""
+
+import argparse
+import json
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from kgen import files
+
+BEGIN, END = "<!-- results: make results -->", "<!-- /results -->"
+_LIKELIHOODS = (
+    "on the test split",
+    "ours, nats",
+    "bits/dim",
+    "published, nats",
+    "kind of number",
+    "parameters",
+    "trained",
+    "`python recipes/`...",
+)
+_GAMES = (
+    "10,000 samples, test images",
+    "Fréchet distance",
+    "kernel distance",
+    "precision",
+    "recall",
+    "coverage",
+    "trained",
+    "`python recipes/`...",
+)
+_MEASURES = (
+    "frechet_distance",
+    "kernel_distance",
+    "precision",
+    "recall",
+    "coverage",
+)
+_BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
+
+
+def records(folder):
+    """The cards of all runs in `folder`: {recipe: [card, one a seed]}."""
+    found = {}
+    for path in sorted(Path(folder).rglob("metrics.json")):
+        card = json.loads(path.read_text())
+        if "results" in card:
+            found.setdefault(card["recipe"], []).append(card | {"path": path})
+    return found
+
+
+def nats(results):
+    """(negative log-likelihood in nats, standard error or None, kind of number) of a
+    run's results, or None for those of a game."""
+    if "test_nll_nats" in results:
+        return results["test_nll_nats"], None, "exact"
+    for key, value in results.items():
+        bound = re.fullmatch(r"test_iw(\d+)_nats", key)
+        if bound:
+            error = results[f"test_iw{bound[1]}_stderr"]
+            return -value, error, f"bound, k = {bound[1]}"
+    if "test_elbo_nats" in results:
+        return -results["test_elbo_nats"], None, "ELBO"
+    return None
+
+
+def _time(seconds):
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _run_of(cards):
+    """The columns about the run: time, machine and command, of the first seed's."""
+    seconds = statistics.mean(c["results"]["training_seconds"] for c in cards)
+    backend = _BACKENDS.get(cards[0]["backend"], cards[0]["backend"])
+    command = cards[0]["command"].removeprefix("python recipes/")
+    return [f"{_time(seconds)}, {backend}", f"`{command}`"]
+
+
+def machines(found):
+    """A sentence on where and when the runs were: "x86_64, 2 cores, CPU (...)"."""
+    where = {}
+    for card in (card for cards in found.values() for card in cards):
+        machine = f"{card['machine']}, {card.get('device', 'CPU')}"
+        where.setdefault(machine, set()).add(card["date"])
+    parts = [f"{m} ({', '.join(sorted(dates))})" for m, dates in where.items()]
+    return f"Measured on: {'; '.join(parts)}."
+
+
+def likelihood_rows(found, published):
+    """Rows of the table of likelihoods, by data set and by the number."""
+    rows = []
+    for recipe, cards in found.items():
+        ours = [nats(card["results"]) for card in cards]
+        if None in ours:
+            continue
+        values, (_, error, kind) = [value for value, _, _ in ours], ours[0]
+        number = f"**{statistics.mean(values):.2f}**"
+        if len(values) > 1:
+            number += f" ± {statistics.stdev(values):.2f}, {len(values)} seeds"
+        elif error:
+            number += f" (± {error:.2f})"
+        dims = np.prod([int(n) for n in _shape(cards[0]["data"])])
+        known = published.get(recipe, {})
+        theirs = known.get("published", "")
+        theirs += f" ({known['source']})" if theirs else ""
+        row = [known.get("system", recipe), number]
+        row += [f"{statistics.mean(values) / dims / np.log(2):.3f}", theirs, kind]
+        row += [f"{cards[0]['parameters']:,}", *_run_of(cards)]
+        rows.append((cards[0]["data"], statistics.mean(values), row))
+    return _by_data(rows)
+
+
+def games_of(results):
+    """The names of the games that were measured."""
+    found = (re.fullmatch(r"(\w+)_mnist_frechet_distance", key) for key in results)
+    return [match[1] for match in found if match and match[1] not in ("mean", "stdev")]
+
+
+def game_rows(found, published):
+    """Rows of the table of games: a row for each, or their mean where they differ by
+    the seed alone. In brackets what the training images get."""
+    rows = []
+    for recipe, cards in found.items():
+        results, system = cards[0]["results"], published.get(recipe, {})
+        system, games = system.get("system", recipe), games_of(results)
+        seeds = "mean_mnist_frechet_distance" in results
+        for game in ["mean"] if seeds else games:
+            keys = [f"{game}_mnist_{measure}" for measure in _MEASURES]
+            cells = []
+            for key, measure in zip(keys, _MEASURES, strict=True):
+                floor = f"{games[0]}_mnist_{measure}_floor"
+                spread = results.get(key.replace("mean_", "stdev_", 1)) if seeds else 0
+                spread = f" ± {spread:.2g}" if spread else ""
+                cells.append(f"{results[key]:.3g}{spread} ({results[floor]:.2g})")
+            several = f"{len(games)} seeds" if seeds else game
+            own = "" if several.startswith("seed_") else f", {several}"
+            name = f"{system}{own.replace('_', ' ')}"
+            rows.append(
+                (cards[0]["data"], results[keys[0]], [name, *cells, *_run_of(cards)])
+            )
+    return _by_data(rows)
+
+
+def _shape(data):
+    return re.search(r" (\d+)x(\d+)x(\d+)", data).groups()
+
+
+def _by_data(rows):
+    """Rows in the order of their numbers, under a line for each data set."""
+    lines, sets = [], sorted({data for data, _, _ in rows})
+    for data in sorted(sets, key=lambda d: -sum(row[0] == d for row in rows)):
+        lines.append([f"*{data.split(' / ')[0]}*"])
+        of = sorted((row for row in rows if row[0] == data), key=lambda r: r[1])
+        lines += [row for _, _, row in of]
+    return lines
+
+
+def table(head, rows):
+    """Markdown; a row of one cell is a heading."""
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for row in rows:
+        lines.append(f"| {' | '.join(row + [''] * (len(head) - len(row)))} |")
+    return "\n".join(lines)
+
+
+def tables(folder, published):
+    """Both tables of a folder's runs, in Markdown."""
+    found = records(folder)
+    known = json.loads(Path(published).read_text()) if Path(published).exists() else {}
+    parts = [machines(found)] if found else []
+    parts += [
+        table(head, rows)
+        for head, rows in (
+            (_LIKELIHOODS, likelihood_rows(found, known)),
+            (_GAMES, game_rows(found, known)),
+        )
+        if rows
+    ]
+    return "\n\n".join(parts)
+
+
+def tiles(path):
+    """The images of a grid that `kgen.callbacks.save_grid` drew: (N, height, width, 3)
+    uint8, row by row. A grey line ends each."""
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    steps = []
+    for axis in (0, 1):
+        grey = (pixels == 90).all(axis=(1 - axis, 2))  # a whole line
+        first = int(np.argmax(grey))
+        steps.append(first + int(np.argmin(grey[first:])))
+        steps[-1] = steps[-1] if not grey[first:].all() else len(grey)
+    height, width = steps
+    rows, columns = pixels.shape[0] // height, pixels.shape[1] // width
+    cells = pixels.reshape(rows, height, columns, width, 3).swapaxes(1, 2)
+    return cells.reshape(-1, height, width, 3)
+
+
+def picture(folder, published, path, n=12, side=56):
+    """A row of samples for each recipe in `folder`, in the order of `published`, with
+    its name; as a PNG."""
+    from PIL import Image, ImageDraw
+
+    known, found = json.loads(Path(published).read_text()), records(folder)
+    shown = []
+    for recipe in [*known, *sorted(set(found) - set(known))]:
+        card = found.get(recipe, [{"results": {}, "path": Path()}])[0]
+        games = [g for g in games_of(card["results"]) if g not in ("seed_1", "seed_2")]
+        for grid in ["samples", *games]:
+            file = card["path"].parent / f"{grid}.png"
+            if file.exists():
+                own = "" if grid in ("samples", "seed_0") else f"\n{grid}"
+                name = known.get(recipe, {}).get("system", recipe).replace(", ", "\n")
+                shown.append((name + own.replace("_", " "), tiles(file)[:n]))
+    page = Image.new("RGB", (150 + n * (side + 2), len(shown) * (side + 4)), "white")
+    draw = ImageDraw.Draw(page)
+    for row, (name, cells) in enumerate(shown):
+        top = row * (side + 4)
+        draw.multiline_text((4, top + 6), name, fill="black")
+        for i, cell in enumerate(cells):
+            cell = Image.fromarray(cell).resize((side, side), Image.Resampling.NEAREST)
+            page.paste(cell, (150 + i * (side + 2), top))
+    with files.atomic(path) as unfinished:
+        page.save(unfinished)
+    return Path(path)
+
+
+def main(words=None):
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", default="recipes/results")
+    parser.add_argument("--published", default="recipes/published.json")
+    parser.add_argument("--readme", help="a file with the two markers for the tables")
+    parser.add_argument("--picture", help="a PNG to write")
+    args = parser.parse_args(words)
+    made = tables(args.folder, args.published)
+    if not made:
+        raise SystemExit(f"No metrics.json with results in '{args.folder}'.")
+    print(made)
+    if args.readme:
+        text = Path(args.readme).read_text()
+        first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
+        with files.atomic(args.readme) as unfinished:
+            unfinished.write_text(f"{text[:first]}\n\n{made}\n\n{text[last:]}")
+    if args.picture:
+        print(picture(args.folder, args.published, args.picture))
+
+
+if __name__ == "__main__":
+    main()

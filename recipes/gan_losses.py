@@ -1,0 +1,72 @@
+"""Six games with the same networks, on MNIST or Fashion-MNIST.
+
+    python recipes/gan_losses.py --backend tensorflow
+    python recipes/gan_losses.py --backend tensorflow --data fashion_mnist
+
+After: Lucic, Kurach, Michalski, Gelly, Bousquet, "Are GANs Created Equal? A Large-Scale
+    Study", NIPS 2018, arXiv:1711.10337: minimax, non-saturating, least squares, WGAN
+    (weights clipped) and WGAN-GP with InfoGAN's networks; and the hinge loss with
+    spectral normalisation (Miyato et al., ICLR 2018, arXiv:1802.05957).
+Data: mnist or fashion_mnist, 256 levels: 54,000 train, 6,000 validation, 10,000 test.
+    The last epoch's weights are taken; 10,000 samples are measured against the test
+    images, once, by features of MNIST's classifier (which know no garments: compare
+    with the floor).
+Published: none by these features (kgen.metrics.mnist_features; they are no FID's).
+
+Differences from the paper:
+  1. A quarter of the networks' units; 5 epochs in place of 20; no search, one seed.
+  2. One setting for each game: Adam(2e-4, 0.5), for WGAN-GP Adam(5e-4, 0.5, 0.9), for
+     WGAN RMSprop(5e-4) and clipping at 0.03; 3 steps of a critic, on the same images.
+  3. Samples are of an average of G's weights (0.995).
+"""
+
+from pathlib import Path
+
+from adversarial import finish, play
+from common import arguments, load
+
+args = arguments(__doc__, "gan_losses", data="mnist", epochs=5, batch_size=64, width=16)
+of = f"gan_losses_{Path(args.data).name}"
+if args.out == f"runs/{args.name}":
+    args.out = args.out.replace("gan_losses", of)
+args.name = args.name.replace("gan_losses", of)
+
+import keras
+
+import kgen
+
+adam = {"learning_rate": 2e-4, "beta_1": 0.5}
+GAMES = {
+    "minimax": ({}, keras.optimizers.Adam, adam),
+    "non_saturating": ({}, keras.optimizers.Adam, adam),
+    "least_squares": ({}, keras.optimizers.Adam, adam),
+    "hinge": ({"spectral_norm": True}, keras.optimizers.Adam, adam),
+    "wgan": (
+        {"weight_clip": 0.03, "discriminator_steps": 3},
+        keras.optimizers.RMSprop,
+        {"learning_rate": 5e-4},
+    ),
+    "wgan_gp": (
+        {"discriminator_steps": 3},
+        keras.optimizers.Adam,
+        {"learning_rate": 5e-4, "beta_1": 0.5, "beta_2": 0.9},
+    ),
+}
+
+splits = load(args)
+models, seconds = {}, 0.0
+for name, (settings, optimizer, rates) in GAMES.items():
+    keras.utils.set_random_seed(args.seed)
+    model = kgen.models.GAN(
+        splits.image_shape,
+        splits.levels,
+        loss="wasserstein" if name.startswith("wgan") else name,
+        architecture="infogan",
+        width=args.width,
+        ema=0.995,
+        **settings,
+    )
+    model.compile(optimizer(**rates))
+    models[name] = model
+    seconds += play(args, splits, name, model)
+finish(args, splits, models, seconds, alike=False)

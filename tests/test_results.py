@@ -1,0 +1,102 @@
+"""The tables and the picture of the records: what they say is what the records say."""
+
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import kgen
+from kgen import results
+
+ROOT = Path(__file__).parent.parent
+CARD = {
+    "command": "python recipes/some.py --seed 1",
+    "data": "binarized_mnist 28x28x1, 2 levels, 50,000 train / 10,000 validation",
+    "parameters": 12345,
+    "backend": "jax",
+    "device": "CPU",
+    "machine": "x86_64, 2 cores",
+    "date": "2026-11-23",
+}
+
+
+def record(folder, recipe, **measured):
+    path = folder / recipe / str(len(list(folder.rglob("metrics.json"))))
+    path.mkdir(parents=True)
+    card = CARD | {"recipe": recipe, "results": {"training_seconds": 120.0} | measured}
+    (path / "metrics.json").write_text(json.dumps(card))
+    return path
+
+
+def row(text, name):
+    (line,) = (line for line in text.splitlines() if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_seeds_become_a_mean_and_bounds_say_their_k(tmp_path):
+    for nats in (90.0, 91.0, 95.0):
+        record(tmp_path, "made", test_nll_nats=nats, validation_nll_nats=1.0)
+    bound = {"test_iw5000_nats": -88.5, "test_iw5000_stderr": 0.24}
+    record(tmp_path, "iwae", test_elbo_nats=-96.0, **bound)
+    record(tmp_path, "vae", test_elbo_nats=-93.25)
+    known = tmp_path / "published.json"
+    named = {"system": "MADE", "published": "88.4", "source": "them"}
+    known.write_text(json.dumps({"made": named}))
+    text = results.tables(tmp_path, known)
+    name, ours, bits, theirs, kind, parameters, trained, command = row(text, "MADE")
+    spread = statistics.stdev([90.0, 91.0, 95.0])
+    assert ours == f"**92.00** ± {spread:.2f}, 3 seeds"
+    assert bits == f"{92 / 784 / np.log(2):.3f}" and kind == "exact"
+    assert theirs == "88.4 (them)" and parameters == "12,345"
+    assert trained == "2 min, JAX" and command == "`some.py --seed 1`"
+    assert row(text, "iwae")[1:5] == [
+        "**88.50** (± 0.24)",
+        "0.163",
+        "",
+        "bound, k = 5000",
+    ]
+    assert row(text, "vae")[1] == "**93.25**" and row(text, "vae")[4] == "ELBO"
+    order = [text.index(f"| {name} |") for name in ("iwae", "MADE", "vae")]
+    assert order == sorted(order)
+    assert "x86_64, 2 cores, CPU (2026-11-23)" in text
+
+
+def test_games_stand_beside_their_floor(tmp_path):
+    of = {"frechet_distance": 11.7, "kernel_distance": 14.6, "precision": 0.5}
+    of |= {"recall": 0.75, "coverage": 0.5}
+    floor = {f"seed_0_mnist_{k}_floor": v / 10 for k, v in of.items()}
+    one = {f"seed_0_mnist_{k}": v for k, v in of.items()} | floor
+    record(tmp_path, "one", **one)
+    two = one | {f"seed_1_mnist_{k}": v for k, v in of.items()}
+    two |= {f"mean_mnist_{k}": 2 * v for k, v in of.items()}
+    two |= {f"stdev_mnist_{k}": 0.25 for k in of}
+    record(tmp_path, "two", **two)
+    text = results.tables(tmp_path, tmp_path / "none.json")
+    assert row(text, "one")[1] == "11.7 (1.2)"
+    assert row(text, "two, 2 seeds")[1] == "23.4 ± 0.25 (1.2)"
+    assert row(text, "two, 2 seeds")[5] == "1 ± 0.25 (0.05)"
+
+
+@pytest.mark.parametrize("side, n", [(28, 64), (8, 9), (28, 5), (32, 100)])
+def test_a_grid_is_cut_into_the_images_that_it_was_made_of(side, n, tmp_path, rng):
+    images = rng.integers(0, 2, (n, side, side, 1))
+    path = kgen.callbacks.save_grid(tmp_path / "grid.png", images, 2)
+    cells = results.tiles(path)
+    factor = cells.shape[1] // (side + 1)
+    assert cells.shape[1:] == (factor * (side + 1),) * 2 + (3,)
+    inside = cells[:n, : factor * side : factor, : factor * side : factor, :1]
+    np.testing.assert_array_equal(inside, 255 * images)
+
+
+def test_a_folder_without_records_is_told(tmp_path):
+    with pytest.raises(SystemExit, match="No metrics.json"):
+        results.main([str(tmp_path)])
+
+
+def test_the_readme_says_what_the_records_say():
+    text = (ROOT / "README.md").read_text()
+    said = text.split(results.BEGIN)[1].split(results.END)[0].strip()
+    recipes = ROOT / "recipes"
+    assert said == results.tables(recipes / "results", recipes / "published.json")
