@@ -19,7 +19,7 @@ graph: a client gets InvalidArgument with the reason. Image b is a function of s
 
 In `assets.extra`: `tf_serving_warmup_requests`, one request of each signature, which a
 server answers itself before it calls a version available; and `model_card.json`, what
-is known of the model, also beside the version folders, of the version that came last.
+is known of the model, also beside the version folders, of the newest version.
 """
 
 import importlib.util
@@ -28,6 +28,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -64,8 +65,11 @@ def export(model, path, card=None, warmup=None):
     path = Path(path)
     if not files.writes():
         return path
-    if warmup is None:
-        warmup = importlib.util.find_spec("tensorflow_serving") is not None
+    if warmup is not False:
+        installed = importlib.util.find_spec("tensorflow_serving") is not None
+        if warmup and not installed:
+            raise ImportError("Warm-up requests need it: pip install 'kgen[serving]'.")
+        warmup = installed
     served = path.resolve().parent.name if warmup else ""
     about = json.dumps(_card(model, path.name, card), indent=2) + "\n"
     with files.atomic(path, replace=False) as unfinished:
@@ -76,9 +80,19 @@ def export(model, path, card=None, warmup=None):
         (unfinished / _EXTRA).mkdir(exist_ok=True)
         (unfinished / _EXTRA / _CARD).write_text(about)
     if path.name.isdigit():  # a version of a served model; else the folder is not ours
+        _put_beside(path, about)
+    return path
+
+
+def _put_beside(path, about):
+    """The newest version's card, beside the versions, which are whole without it."""
+    if next_version(path.parent).name != str(int(path.name) + 1):
+        return
+    try:
         with files.atomic(path.parent / _CARD) as beside:
             beside.write_text(about)
-    return path
+    except OSError as error:
+        warnings.warn(f"{path} is exported, but not its card: {error}", stacklevel=3)
 
 
 def _card(model, version, training):
@@ -114,8 +128,7 @@ def next_version(folder):
 
 
 def _write(model, path, served):
-    """The SavedModel; with warm-up requests, if it has a name under which it is
-    `served`."""
+    """The SavedModel; with warm-up requests, if it is `served` under a name."""
     archive = keras.export.ExportArchive()
     archive.track(model)
     for name, (fn, inputs, outputs) in model.endpoints().items():
@@ -201,6 +214,7 @@ def _served(model, fn, inputs, outputs):
     def endpoint(*values):
         # TensorFlow's fused convolutions give wrong shapes for no images at all: an
         # empty batch gets one of zeros, whose answer is dropped.
+        values = _whole(model, inputs, values)
         n = tf.shape(values[0])[0]
         fill = tf.maximum(1 - n, 0)
         rest = [[[0, 0]] * (len(v.shape) - 1) for v in values]
@@ -210,6 +224,25 @@ def _served(model, fn, inputs, outputs):
         return {k: v[:n] for k, v in zip(outputs, results, strict=True)}
 
     return endpoint
+
+
+def _whole(model, names, values):
+    """`values` after the check of their shapes, which a server leaves to the graph."""
+    import tensorflow as tf
+
+    values = [
+        tf.ensure_shape(value, _spec(model, name).shape)
+        for name, value in zip(names, values, strict=True)
+    ]
+    n = tf.shape(values[0])[0]
+    checks = [
+        tf.debugging.assert_equal(
+            tf.shape(value)[0], n, f"{name} and {names[0]} are not of the same number"
+        )
+        for name, value in zip(names[1:], values[1:], strict=True)
+    ]
+    with tf.control_dependencies(checks):
+        return [tf.identity(value) for value in values]
 
 
 def _write_in_child(model, path, served):

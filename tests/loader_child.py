@@ -10,6 +10,7 @@ sys.modules["keras"] = sys.modules["kgen"] = None
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.framework import op_def_registry
 from tensorflow_serving.apis import prediction_log_pb2
 
@@ -25,6 +26,34 @@ def warmed(path, signatures):
         assert all(len(v) == 1 for v in answer.values())
         asked.append([request.model_spec.name, request.model_spec.signature_name])
     return asked
+
+
+def shapes_refused(session, signatures, calls):
+    """{"signature/input": what is said to it} of requests with an input of another size
+    or number than the others. By the runtime's own entrance, as a server does: the
+    session's in Python would check the shapes itself."""
+    said = {}
+    for call, feed in calls.items():
+        if ":" in call:
+            continue
+        signature = signatures[call]
+        options = config_pb2.CallableOptions(
+            feed=[signature.inputs[k].name for k in feed],
+            fetch=[t.name for t in signature.outputs.values()],
+        )
+        run = session._make_callable_from_options(options)
+        run(*feed.values())
+        for name, value in feed.items():
+            wrong = {"size": value[:, :-1]} if value.ndim > 1 else {}
+            wrong |= {"number": value[:-1]} if len(feed) > 1 else {}
+            for what, bad in wrong.items():
+                try:
+                    run(*(feed | {name: bad}).values())
+                    words = "nothing"
+                except tf.errors.InvalidArgumentError as error:
+                    words = error.message
+                said[f"{what} {call}/{name}"] = words
+    return said
 
 
 def serve(path, requests, answers):
@@ -92,6 +121,7 @@ def serve(path, requests, answers):
                 )
             except tf.errors.InvalidArgumentError as error:
                 errors[call] = error.message
+        errors |= shapes_refused(session, meta.signature_def, calls)
     np.savez(answers, **out)
     return {
         "ops": ops,

@@ -115,7 +115,7 @@ class Server:
 class Rest(http.server.BaseHTTPRequestHandler):
     """https://www.tensorflow.org/tfx/serving/api_rest"""
 
-    CODES = {"NOT_FOUND": 404, "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 412}
+    CODES = {"NOT_FOUND": 404, "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400}
     PATH = r"/v1/models/(\w[\w.-]*)(?:/versions/(\d+))?(/metadata|:predict)?"
 
     def log_message(self, *args):

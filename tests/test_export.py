@@ -170,6 +170,11 @@ def test_a_process_without_keras_gets_the_models_answers(
         assert "z must be finite" in report["errors"]["bad_z"]
     if model.num_classes:
         assert "label must be in 0..9" in report["errors"]["bad_label"]
+    refused = {k: v for k, v in report["errors"].items() if k[:4] in ("size", "numb")}
+    assert f"size {density}/images" in refused
+    for request, words in refused.items():
+        what = "are not of the same number" if request[0] == "n" else "expected shape ["
+        assert what in words, (request, words)
 
 
 def test_versions_count_up_and_nothing_is_overwritten(tmp_path):
@@ -214,8 +219,23 @@ def test_a_card_says_what_is_served(tmp_path):
     }
     assert first["signatures"]["encode"]["outputs"] == ["mean", "log_var"]
     assert not (folder / "1/assets.extra/tf_serving_warmup_requests").exists()
+    kgen.export._put_beside(folder / "1", "of an older version")
+    assert json.loads((folder / "model_card.json").read_text()) == beside
     model.export(tmp_path / "no_version", warmup=False)  # its folder is not ours
     assert not (tmp_path / "model_card.json").exists()
+
+
+def test_a_card_that_cannot_be_put_is_a_warning(tmp_path):
+    (tmp_path / "served" / "1").mkdir(parents=True)
+    (tmp_path / "served" / "model_card.json" / "in_the_way").mkdir(parents=True)
+    with pytest.warns(UserWarning, match="is exported, but not its card"):
+        kgen.export._put_beside(tmp_path / "served" / "1", "")
+
+
+def test_warm_up_requests_want_their_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(kgen.export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'kgen\[serving\]'"):
+        FAMILIES["vae"]().export(tmp_path / "1", warmup=True)
 
 
 def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
@@ -35,8 +36,8 @@ class Stub(http.server.ThreadingHTTPServer):
     """Serves one model as "m"; `seen` are (version, signature, inputs) of the requests,
     `delay` makes it slow."""
 
-    def __init__(self, model):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, model, port=0):
+        super().__init__(("127.0.0.1", port), Handler)
         self.model, self.seen, self.delay, self.states = model, [], 0.0, ["AVAILABLE"]
 
     def answer(self, version, signature, inputs):
@@ -109,7 +110,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.reply(200, {"outputs": outputs})
 
 
-def start_grpc(stub):
+def start_grpc(stub, port=0):
     """The same answers over gRPC: (server, port)."""
     pytest.importorskip("tensorflow_serving")
     import grpc
@@ -127,7 +128,8 @@ def start_grpc(stub):
         if request.model_spec.name != "m":
             name = request.model_spec.name
             context.abort(grpc.StatusCode.NOT_FOUND, f"Could not find any: {name}")
-        return request.model_spec.version.value or None
+        spec = request.model_spec
+        return spec.version.value if spec.HasField("version") else None
 
     class Service:
         def Predict(self, request, context):
@@ -164,7 +166,7 @@ def start_grpc(stub):
     add = prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server
     add(Service(), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(Service(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     return server, port
 
@@ -263,10 +265,17 @@ def test_what_would_be_misread_is_not_sent(served):
     client, stub = served
     for wrong, words in (
         (np.full((1, 8, 8, 1), 256), r"0\.\.255; got 256"),
+        (np.full((1, 8, 8, 1), -1), r"0\.\.255; got -1"),
         (np.zeros((1, 8, 8, 1)), "expected integers; got float64"),
     ):
         with pytest.raises(ValueError, match=words):
             client.log_prob(wrong)
+        with pytest.raises(ValueError, match=words):
+            client.predict("log_prob", images=wrong)
+    with pytest.raises(ValueError, match="known_rows: expected integers"):
+        client.complete(np.zeros((1, 8, 8, 1), "uint8"), 3.7)
+    with pytest.raises(TypeError):
+        Client(client.url, "m", version=1.5)
     with pytest.raises(ValueError, match="finite latents"):
         client.decode(np.full((1, 3), np.nan))
     with pytest.raises(ValueError, match="begin with http"):
@@ -297,6 +306,59 @@ def test_waiting_for_a_version(served):
         Client(client.url, "m", version=9).wait_until_ready(0.3)
     Client(client.url, "m", version=3).sample(1, seed=0)
     assert stub.seen[-1][0] == 3
+    Client(client.url, "m", version=np.int64(0)).sample(1, seed=0)
+    assert stub.seen[-1][0] == 0
+
+
+def test_a_server_that_starts_while_one_waits(over):
+    """gRPC alone would wait longer from one try to connect to the next."""
+    stub = Stub(FAMILIES["fvbn"]())
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    client = Client(f"{'http' if over == 'rest' else over}://127.0.0.1:{port}", "m")
+    waited = threading.Thread(target=client.wait_until_ready, args=(60,))
+    waited.start()
+    time.sleep(1 if over == "rest" else 10)  # by then gRPC's own pauses are of seconds
+    if over == "rest":
+        server = Stub(stub.model, port)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    else:
+        server, _ = start_grpc(stub, port)
+    waited.join(4)
+    late = waited.is_alive()
+    waited.join()
+    server.shutdown() if over == "rest" else server.stop(None)
+    for each in {stub, server} if over == "rest" else {stub}:
+        each.server_close()
+    assert not late
+
+
+@pytest.mark.parametrize(
+    "answer, raised, words",
+    [
+        (b'HTTP/1.1 400 B\r\n\r\n{ "error": "no \\\'x\\\' \\"here\\"" }',
+         ServingError, """^no 'x' "here"$"""),
+        (b"HTTP/1.1 502 B\r\n\r\nbad gateway", ServingError, "HTTP 502: bad gateway"),
+        (b"HTTP/1.1 504 T\r\n\r\n{}", TimeoutError, "No answer from"),
+        (b"not HTTP at all\r\n\r\n", ConnectionError, "No TensorFlow Serving"),
+        (b"", ConnectionError, "No TensorFlow Serving|closed"),
+    ],
+)  # fmt: skip
+def test_what_else_may_come_over_http(answer, raised, words):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def reply():
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(10000)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=reply)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(raised, match=words):
+            Client(url, "m").status()
+        thread.join()
 
 
 def test_one_configuration_for_all_models(tmp_path):

@@ -5,11 +5,12 @@
     images = client.sample(4, seed=7)  # what model.sample(4, seed=7) draws
     nats = client.log_prob(images)
 
-Over REST with nothing but Python's standard library and NumPy; over gRPC, which is
-faster for it sends no text, with `tensorflow-serving-api` (the extra `serving`). Arrays
-go in and come out as the models' methods have them.
+Over REST, for which Python's standard library is enough, or over gRPC, which is faster
+for it sends no text, with `tensorflow-serving-api` (the extra `serving`). Arrays go in
+and come out as the models' methods have them.
 """
 
+import operator
 import secrets
 import time
 import urllib.parse
@@ -38,9 +39,10 @@ class Client:
         url: of the REST API, such as "http://localhost:8501", or of gRPC, such as
             "grpc://localhost:8500"; https:// and grpcs:// are encrypted.
         name: the served model's.
-        version: None for the newest.
+        version: its number; None for the newest.
         timeout: seconds to wait for an answer.
-        max_batch: images of one request; more go in several.
+        max_batch: images of one request; more go in several. A server that batches
+            refuses more than its own max_batch_size, 64 as `write_config` has it.
 
     Threads may share a client. It is a context manager; `close` ends its connection.
 
@@ -54,6 +56,8 @@ class Client:
         if scheme not in ("http", "https", "grpc", "grpcs"):
             wanted = "http://, https://, grpc:// or grpcs://"
             raise ValueError(f"url must begin with {wanted}; got {url!r}.")
+        if version is not None:
+            version = operator.index(version)
         if max_batch < 1:
             raise ValueError(f"max_batch must be at least 1; got {max_batch}.")
         self.url, self.name, self.version = url.rstrip("/"), name, version
@@ -82,7 +86,8 @@ class Client:
 
     def complete(self, images, known_rows, seed=None, labels=None):
         """As `model.complete`: (n, H, W, C) uint8."""
-        images, n = _integers("images", images), len(images)
+        images = _images(images)
+        n = len(images)
         seed = secrets.randbelow(2**31) if seed is None else seed
         rows = np.broadcast_to(np.asarray(known_rows), n)
         inputs = {"known_rows": rows, "seed": _served(image_seeds(seed, n))}
@@ -118,7 +123,7 @@ class Client:
         return self._batched("generate", "float32", z=_latents(z), label=labels)
 
     def _of_images(self, signature, images, labels):
-        images = _integers("images", images)
+        images = _images(images)
         return self._batched(signature, "float32", images=images, label=labels)
 
     # The server
@@ -141,7 +146,7 @@ class Client:
         while True:
             try:
                 states = self._server.status(max(1.0, end - time.monotonic()))
-                wanted = [self.version] if self.version else list(states)
+                wanted = states if self.version is None else [self.version]
                 if any(states.get(v) == "AVAILABLE" for v in wanted):
                     return
                 reason = f"versions are {states}"
@@ -156,15 +161,17 @@ class Client:
 
     def predict(self, signature, **inputs):
         """One request, of arrays by name; the output's array, or, where a signature has
-        several, a dict of them."""
-        typed = {k: np.asarray(v, _DTYPES.get(k)) for k, v in inputs.items()}
-        return self._server.predict(signature, typed)
+        several, a dict of them. REST has no types: int64 and float64 come back."""
+        typed = {k: _as(_DTYPES.get(k), k, v) for k, v in inputs.items()}
+        outputs = self._server.predict(signature, typed)
+        if isinstance(outputs, dict):
+            return {k: np.asarray(v) for k, v in outputs.items()}
+        return np.asarray(outputs)
 
     def _batched(self, signature, dtype, label=None, **inputs):
         n = len(next(iter(inputs.values())))
         if label is not None:
-            label = _integers("labels", np.broadcast_to(np.asarray(label), n))
-            inputs["label"] = label
+            inputs["label"] = np.broadcast_to(np.asarray(label), n)
         if n == 0:  # JSON has no shape for it, and a batching server no batch
             return self._nothing(signature)
         parts = []
@@ -203,16 +210,26 @@ def _served(seeds):
     return (seeds[:, 0].astype("int64") << 32) + seeds[:, 1]
 
 
-def _integers(name, values):
-    """JSON's 256 would become 0 in the server, without a word."""
+def _as(dtype, name, values):
+    """An array of the type that the signature takes. What would not be the same in it
+    is refused: 256 would become 0, 3.7 become 3, in the server or here, without a word.
+    """
     values = np.asarray(values)
-    if values.dtype.kind not in "iu":
+    if dtype is None or values.dtype == dtype:
+        return values
+    if np.dtype(dtype).kind == "f":
+        return values.astype(dtype)
+    if values.dtype.kind not in "iu" and values.size:
         raise ValueError(f"{name}: expected integers; got {values.dtype}.")
-    if values.size and (values.min() < 0 or values.max() > 255):
-        raise ValueError(
-            f"{name}: expected values 0..255; got {values.min()}..{values.max()}."
-        )
-    return values
+    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
+    if values.size and (values.min() < least or values.max() > most):
+        got = f"{values.min()}..{values.max()}"
+        raise ValueError(f"{name}: expected values {least}..{most}; got {got}.")
+    return values.astype(dtype)
+
+
+def _images(values):
+    return _as("uint8", "images", values)
 
 
 def _latents(z):

@@ -15,16 +15,38 @@ from tensorflow_serving.apis import (
 
 from kgen.serving.errors import ServingError
 
-# What the REST API answers for the same errors.
+# What the REST API answers for the same errors (its model_servers/http_server.cc).
 _HTTP = {
     "INVALID_ARGUMENT": 400,
     "OUT_OF_RANGE": 400,
+    "FAILED_PRECONDITION": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
     "NOT_FOUND": 404,
-    "FAILED_PRECONDITION": 412,
+    "ALREADY_EXISTS": 409,
+    "ABORTED": 409,
     "RESOURCE_EXHAUSTED": 429,
     "UNIMPLEMENTED": 501,
     "UNAVAILABLE": 503,
 }
+
+# What gRPC itself says, where a server would speak of its models.
+_UNCONNECTED = (
+    "failed to connect",
+    "DNS resolution failed",
+    "Name resolution",
+    "Connection reset",
+    "Connection refused",
+    "Socket closed",
+    "GOAWAY",
+)
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),  # images pass 4 MB, the default, easily
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 200),  # a server that is started is soon seen
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+]
 
 
 class Grpc:
@@ -37,13 +59,11 @@ class Grpc:
                 f"url: expected a port, such as grpc://host:8500: {url!r}."
             )
         self.url, self.name, self.version, self.timeout = url, name, version, timeout
-        ways = "send", "receive"  # images pass gRPC's 4 MB easily
-        unlimited = [(f"grpc.max_{way}_message_length", -1) for way in ways]
         if parts.scheme == "grpcs":
             keys = grpc.ssl_channel_credentials()
-            self.channel = grpc.secure_channel(parts.netloc, keys, unlimited)
+            self.channel = grpc.secure_channel(parts.netloc, keys, _OPTIONS)
         else:
-            self.channel = grpc.insecure_channel(parts.netloc, unlimited)
+            self.channel = grpc.insecure_channel(parts.netloc, _OPTIONS)
         self.models = model_service_pb2_grpc.ModelServiceStub(self.channel)
         service = prediction_service_pb2_grpc.PredictionServiceStub
         self.predictions = service(self.channel)
@@ -83,7 +103,7 @@ class Grpc:
 
     def _about(self, request):
         request.model_spec.name = self.name
-        if self.version:
+        if self.version is not None:
             request.model_spec.version.value = self.version
         return request
 
@@ -97,7 +117,7 @@ class Grpc:
                 raise TimeoutError(
                     f"No answer from {self.url} within {timeout:g} s."
                 ) from error
-            if code == "UNAVAILABLE" and "failed to connect" in words:
+            if code == "UNAVAILABLE" and any(w in words for w in _UNCONNECTED):
                 raise ConnectionError(
                     f"No TensorFlow Serving at {self.url} ({words})."
                 ) from error

@@ -1,7 +1,9 @@
 """The REST API (https://www.tensorflow.org/tfx/serving/api_rest), with nothing but
 Python's standard library."""
 
+import http.client
 import json
+import re
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -16,7 +18,7 @@ class Rest:
 
     def __init__(self, url, name, version, timeout):
         self.url, self.timeout = url.rstrip("/"), timeout
-        version = f"/versions/{version}" if version else ""
+        version = "" if version is None else f"/versions/{version}"
         self.path = f"/v1/models/{urllib.parse.quote(name)}{version}"
 
     def predict(self, signature, inputs):
@@ -36,22 +38,29 @@ class Rest:
 
     def _answer(self, path, body=None, timeout=None):
         data = None if body is None else json.dumps(body).encode()
+        timeout = timeout or self.timeout
         request = urllib.request.Request(
             self.url + path, data, {"Content-Type": "application/json"}
         )
         try:
-            with urllib.request.urlopen(request, timeout=timeout or self.timeout) as to:
+            with urllib.request.urlopen(request, timeout=timeout) as to:
                 return json.load(to)
         except urllib.error.HTTPError as error:
             with error:
-                raise ServingError(_words(error), error.code) from error
+                words = _words(error)
+            if error.code == 504:  # the server's own deadline, or a proxy's
+                raise TimeoutError(
+                    f"No answer from {self.url}{path}: {words}"
+                ) from None
+            raise ServingError(words, error.code) from error
         except TimeoutError as error:
             raise TimeoutError(
-                f"No answer from {self.url}{path} within {self.timeout:g} s."
+                f"No answer from {self.url}{path} within {timeout:g} s."
             ) from error
-        except urllib.error.URLError as error:
+        except (urllib.error.URLError, http.client.HTTPException) as error:
+            reason = getattr(error, "reason", None) or repr(error)
             raise ConnectionError(
-                f"No TensorFlow Serving at {self.url} ({error.reason})."
+                f"No TensorFlow Serving at {self.url} ({reason})."
             ) from error
 
 
@@ -60,5 +69,10 @@ def _words(error):
     text = error.read().decode(errors="replace")
     try:
         return json.loads(text)["error"]
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP {error.code}: {text.strip() or error.reason}"
+    except (KeyError, TypeError):
+        pass
+    except ValueError:  # TensorFlow's words may have \', which is not JSON
+        match = re.fullmatch(r'\s*\{\s*"error":\s*"(.*)"\s*\}\s*', text, re.DOTALL)
+        if match:
+            return re.sub(r"\\(['\"\\/])", r"\1", match[1])
+    return f"HTTP {error.code}: {text.strip() or error.reason}"
