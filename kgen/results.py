@@ -4,7 +4,7 @@
     python -m kgen.results runs               # of your own runs
     python -m kgen.results --readme README.md --picture recipes/results/families.png
 
-Each `metrics.json` is one run; runs of one recipe with other seeds become a mean and a
+Each `metrics.json` is one run; runs that differ by their seed alone become a mean and a
 standard deviation. Nothing is typed: `published.json` beside the recipes has the names
 of the systems and the papers' numbers.
 """
@@ -37,27 +37,29 @@ _GAMES = (
     "precision",
     "recall",
     "coverage",
-    "trained",
+    "trained, each",
     "`python recipes/`...",
 )
-_MEASURES = (
-    "frechet_distance",
-    "kernel_distance",
-    "precision",
-    "recall",
-    "coverage",
-)
+_MEASURES = ("frechet_distance", "kernel_distance", "precision", "recall", "coverage")
 _BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
 
 def records(folder):
-    """The cards of all runs in `folder`: {recipe: [card, one a seed]}."""
+    """The cards of all runs in `folder`, in lists of those that differ by their seed
+    alone, [[card, ...], ...]; of runs with the same seed the newest."""
     found = {}
     for path in sorted(Path(folder).rglob("metrics.json")):
         card = json.loads(path.read_text())
-        if "results" in card:
-            found.setdefault(card["recipe"], []).append(card | {"path": path})
-    return found
+        if "results" not in card:
+            continue
+        settings = ("recipe", "data", "epochs", "batch_size", "parameters")
+        # what the command sets beside: sizes of a network, say, or the backend
+        words = re.sub(r" --(seed|out)[ =]\S+| --resume", "", card["command"])
+        of = found.setdefault((*(card.get(name) for name in settings), words), {})
+        old = of.get(card.get("seed"))
+        if old is None or old["date"] <= card["date"]:
+            of[card.get("seed")] = card | {"path": path}
+    return [list(of.values()) for of in found.values()]
 
 
 def nats(results):
@@ -79,9 +81,10 @@ def _time(seconds):
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _run_of(cards):
-    """The columns about the run: time, machine and command, of the first seed's."""
-    seconds = statistics.mean(c["results"]["training_seconds"] for c in cards)
+def _run_of(cards, games=1):
+    """The columns about the run: a game's mean time, backend, and the first seed's
+    command."""
+    seconds = statistics.mean(c["results"]["training_seconds"] for c in cards) / games
     backend = _BACKENDS.get(cards[0]["backend"], cards[0]["backend"])
     command = cards[0]["command"].removeprefix("python recipes/")
     return [f"{_time(seconds)}, {backend}", f"`{command}`"]
@@ -90,7 +93,7 @@ def _run_of(cards):
 def machines(found):
     """A sentence on where and when the runs were: "x86_64, 2 cores, CPU (...)"."""
     where = {}
-    for card in (card for cards in found.values() for card in cards):
+    for card in (card for cards in found for card in cards):
         machine = f"{card['machine']}, {card.get('device', 'CPU')}"
         where.setdefault(machine, set()).add(card["date"])
     parts = [f"{m} ({', '.join(sorted(dates))})" for m, dates in where.items()]
@@ -100,8 +103,8 @@ def machines(found):
 def likelihood_rows(found, published):
     """Rows of the table of likelihoods, by data set and by the number."""
     rows = []
-    for recipe, cards in found.items():
-        ours = [nats(card["results"]) for card in cards]
+    for cards in found:
+        recipe, ours = cards[0]["recipe"], [nats(card["results"]) for card in cards]
         if None in ours:
             continue
         values, (_, error, kind) = [value for value, _, _ in ours], ours[0]
@@ -127,28 +130,39 @@ def games_of(results):
     return [match[1] for match in found if match and match[1] not in ("mean", "stdev")]
 
 
+def _pools(cards):
+    """What was measured of each game, {its name: [measures, ...]}; games that differ by
+    their seed alone are one, ""."""
+    pools = {}
+    for results in (card["results"] for card in cards):
+        for game in games_of(results):
+            keys = {m: f"{game}_mnist_{m}" for m in _MEASURES}
+            measures = {m: results[key] for m, key in keys.items()}
+            one = "" if game.startswith("seed_") else game
+            pools.setdefault(one, []).append(measures)
+    return pools
+
+
 def game_rows(found, published):
-    """Rows of the table of games: a row for each, or their mean where they differ by
-    the seed alone. In brackets what the training images get."""
+    """Rows of the table of games: means over seeds. In brackets what the training
+    images get."""
     rows = []
-    for recipe, cards in found.items():
-        results, system = cards[0]["results"], published.get(recipe, {})
-        system, games = system.get("system", recipe), games_of(results)
-        seeds = "mean_mnist_frechet_distance" in results
-        for game in ["mean"] if seeds else games:
-            keys = [f"{game}_mnist_{measure}" for measure in _MEASURES]
+    for cards in found:
+        results, recipe = cards[0]["results"], cards[0]["recipe"]
+        system, games = published.get(recipe, {}).get("system", recipe), _pools(cards)
+        for game, runs in games.items():
             cells = []
-            for key, measure in zip(keys, _MEASURES, strict=True):
-                floor = f"{games[0]}_mnist_{measure}_floor"
-                spread = results.get(key.replace("mean_", "stdev_", 1)) if seeds else 0
+            for measure in _MEASURES:
+                values = [run[measure] for run in runs]
+                floor = results[f"{games_of(results)[0]}_mnist_{measure}_floor"]
+                spread = statistics.stdev(values) if len(values) > 1 else 0
                 spread = f" ± {spread:.2g}" if spread else ""
-                cells.append(f"{results[key]:.3g}{spread} ({results[floor]:.2g})")
-            several = f"{len(games)} seeds" if seeds else game
-            own = "" if several.startswith("seed_") else f", {several}"
-            name = f"{system}{own.replace('_', ' ')}"
-            rows.append(
-                (cards[0]["data"], results[keys[0]], [name, *cells, *_run_of(cards)])
-            )
+                cells.append(f"{statistics.mean(values):.3g}{spread} ({floor:.2g})")
+            seeds = f"{len(runs)} seeds" if len(runs) > 1 else ""
+            name = ", ".join(filter(None, [system, game.replace("_", " "), seeds]))
+            first = statistics.mean(run[_MEASURES[0]] for run in runs)
+            each = _run_of(cards, len(games_of(results)))
+            rows.append((cards[0]["data"], first, [name, *cells, *each]))
     return _by_data(rows)
 
 
@@ -166,6 +180,10 @@ def _by_data(rows):
     return lines
 
 
+def _known(published):
+    return json.loads(Path(published).read_text()) if Path(published).exists() else {}
+
+
 def table(head, rows):
     """Markdown; a row of one cell is a heading."""
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
@@ -176,8 +194,7 @@ def table(head, rows):
 
 def tables(folder, published):
     """Both tables of a folder's runs, in Markdown."""
-    found = records(folder)
-    known = json.loads(Path(published).read_text()) if Path(published).exists() else {}
+    found, known = records(folder), _known(published)
     parts = [machines(found)] if found else []
     parts += [
         table(head, rows)
@@ -208,22 +225,36 @@ def tiles(path):
     return cells.reshape(-1, height, width, 3)
 
 
+def _in_order(found, known):
+    """(recipe, its first run's card), those that are known first and in their order."""
+    first = {}
+    for cards in found:
+        first.setdefault(cards[0]["recipe"], cards[0])
+    order = [*(r for r in known if r in first), *sorted(set(first) - set(known))]
+    return [(recipe, first[recipe]) for recipe in order]
+
+
 def picture(folder, published, path, n=12, side=56):
     """A row of samples for each recipe in `folder`, in the order of `published`, with
-    its name; as a PNG."""
+    its name; as a PNG.
+
+    Raises:
+        ValueError: there are no samples.
+    """
     from PIL import Image, ImageDraw
 
-    known, found = json.loads(Path(published).read_text()), records(folder)
-    shown = []
-    for recipe in [*known, *sorted(set(found) - set(known))]:
-        card = found.get(recipe, [{"results": {}, "path": Path()}])[0]
-        games = [g for g in games_of(card["results"]) if g not in ("seed_1", "seed_2")]
-        for grid in ["samples", *games]:
+    known, shown = _known(published), []
+    for recipe, card in _in_order(records(folder), known):
+        games = games_of(card["results"])
+        alike = games and games[0].startswith("seed_")
+        for grid in ["samples", *(games[:1] if alike else games)]:
             file = card["path"].parent / f"{grid}.png"
             if file.exists():
-                own = "" if grid in ("samples", "seed_0") else f"\n{grid}"
+                own = "" if alike or grid == "samples" else f"\n{grid}"
                 name = known.get(recipe, {}).get("system", recipe).replace(", ", "\n")
                 shown.append((name + own.replace("_", " "), tiles(file)[:n]))
+    if not shown:
+        raise ValueError(f"No samples.png beside a metrics.json in '{folder}'.")
     page = Image.new("RGB", (150 + n * (side + 2), len(shown) * (side + 4)), "white")
     draw = ImageDraw.Draw(page)
     for row, (name, cells) in enumerate(shown):
@@ -252,11 +283,16 @@ def main(words=None):
     print(made)
     if args.readme:
         text = Path(args.readme).read_text()
+        if BEGIN not in text or END not in text:
+            raise SystemExit(f"{args.readme} lacks the markers '{BEGIN}' and '{END}'.")
         first, last = text.index(BEGIN) + len(BEGIN), text.index(END)
         with files.atomic(args.readme) as unfinished:
             unfinished.write_text(f"{text[:first]}\n\n{made}\n\n{text[last:]}")
     if args.picture:
-        print(picture(args.folder, args.published, args.picture))
+        try:
+            print(picture(args.folder, args.published, args.picture))
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import kgen
 from kgen import results
 
 ROOT = Path(__file__).parent.parent
 CARD = {
-    "command": "python recipes/some.py --seed 1",
+    "command": "python recipes/some.py",
     "data": "binarized_mnist 28x28x1, 2 levels, 50,000 train / 10,000 validation",
     "parameters": 12345,
     "backend": "jax",
@@ -22,10 +23,14 @@ CARD = {
 }
 
 
-def record(folder, recipe, **measured):
-    path = folder / recipe / str(len(list(folder.rglob("metrics.json"))))
+def record(folder, recipe, seed=None, epochs=5, more="", **measured):
+    n = len(list(folder.rglob("metrics.json")))
+    path = folder / recipe / str(n)
     path.mkdir(parents=True)
     card = CARD | {"recipe": recipe, "results": {"training_seconds": 120.0} | measured}
+    card["seed"] = n if seed is None else seed
+    card["command"] += f" --seed {card['seed']}" + more
+    card["epochs"] = epochs
     (path / "metrics.json").write_text(json.dumps(card))
     return path
 
@@ -50,7 +55,7 @@ def test_seeds_become_a_mean_and_bounds_say_their_k(tmp_path):
     assert ours == f"**92.00** ± {spread:.2f}, 3 seeds"
     assert bits == f"{92 / 784 / np.log(2):.3f}" and kind == "exact"
     assert theirs == "88.4 (them)" and parameters == "12,345"
-    assert trained == "2 min, JAX" and command == "`some.py --seed 1`"
+    assert trained == "2 min, JAX" and command == "`some.py --seed 0`"
     assert row(text, "iwae")[1:5] == [
         "**88.50** (± 0.24)",
         "0.163",
@@ -70,13 +75,46 @@ def test_games_stand_beside_their_floor(tmp_path):
     one = {f"seed_0_mnist_{k}": v for k, v in of.items()} | floor
     record(tmp_path, "one", **one)
     two = one | {f"seed_1_mnist_{k}": v for k, v in of.items()}
+    two |= {f"seed_1_mnist_{k}": 3 * v for k, v in of.items()}
     two |= {f"mean_mnist_{k}": 2 * v for k, v in of.items()}
-    two |= {f"stdev_mnist_{k}": 0.25 for k in of}
     record(tmp_path, "two", **two)
+    games = {k.replace("seed_0", "wgan"): v for k, v in one.items()}
+    record(tmp_path, "other", **games)
+    record(tmp_path, "other", **{k: 2 * v for k, v in games.items()})
     text = results.tables(tmp_path, tmp_path / "none.json")
-    assert row(text, "one")[1] == "11.7 (1.2)"
-    assert row(text, "two, 2 seeds")[1] == "23.4 ± 0.25 (1.2)"
-    assert row(text, "two, 2 seeds")[5] == "1 ± 0.25 (0.05)"
+    assert row(text, "one")[1] == "11.7 (1.2)" and row(text, "one")[6] == "2 min, JAX"
+    both = row(text, "two, 2 seeds")
+    assert both[1] == f"23.4 ± {statistics.stdev([11.7, 35.1]):.2g} (1.2)"
+    assert both[5] == "1 ± 0.71 (0.05)" and both[6] == "60 s, JAX"
+    assert row(text, "other, wgan, 2 seeds")[1] == "17.6 ± 8.3 (1.2)"
+
+
+def test_only_the_seed_may_differ(tmp_path):
+    record(tmp_path, "made", seed=0, test_nll_nats=90.0)
+    record(tmp_path, "made", seed=1, test_nll_nats=92.0, more=" --out elsewhere")
+    record(tmp_path, "made", seed=1, test_nll_nats=94.0, more=" --resume")
+    record(tmp_path, "made", epochs=60, test_nll_nats=80.0)
+    record(tmp_path, "made", test_nll_nats=70.0, more=" --units 3")
+    text = results.tables(tmp_path, tmp_path / "none.json")
+    ours = [line.split(" | ")[1] for line in text.splitlines() if "| made |" in line]
+    assert ours == ["**70.00**", "**80.00**", "**92.00** ± 2.83, 2 seeds"]
+
+
+def test_a_picture_has_a_row_for_each_recipe(tmp_path, rng):
+    for recipe in ("b", "a"):
+        path = record(tmp_path, recipe, test_nll_nats=1.0)
+        images = rng.integers(0, 2, (16, 28, 28, 1))
+        kgen.callbacks.save_grid(path / "samples.png", images, 2)
+    record(tmp_path, "without", test_nll_nats=1.0)
+    made = results.picture(tmp_path, tmp_path / "none.json", tmp_path / "all.png", n=3)
+    assert Image.open(made).size == (150 + 3 * 58, 2 * 60)
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit, match="lacks the markers"):
+        results.main([str(tmp_path), "--readme", str(readme)])
+    with pytest.raises(SystemExit, match="No samples.png"):
+        out = str(tmp_path / "x.png")
+        results.main([str(tmp_path / "without"), "--picture", out])
 
 
 @pytest.mark.parametrize("side, n", [(28, 64), (8, 9), (28, 5), (32, 100)])
