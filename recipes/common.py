@@ -40,7 +40,9 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
     add("--resume", action="store_true", help="continue the run in --out")
     add("--save-freq", type=int, help="batches between backups; default: each epoch")
     add("--devices", help="cpu, gpu, gpu:4 or a number; see kgen.distribute")
-    add("--smoke", action="store_true", help="two epochs on a few images")
+    add(
+        "--smoke", action="store_true", help="two epochs on a few images, k at most 100"
+    )
     args = parser.parse_args()
     args.name = name
     if args.smoke:  # apart from a real run's folder and a served model's versions
@@ -235,6 +237,7 @@ def finish(
         results[f"{split}_images"] = len(images)
         results |= {f"{split}_{k}": v for k, v in scores.items() if k != "loss"}
     if num_samples:
+        num_samples = min(num_samples, 100) if args.smoke else num_samples
         part = splits.test[:test_images]
         print(f"importance-weighted bound, k={num_samples}, {len(part)} test images:")
         bound = kgen.metrics.importance_weighted_bound(model, part, num_samples)
