@@ -424,6 +424,16 @@ def test_serve_becomes_the_server_that_is_there_or_says_how(
     assert f"--model_config_file={tmp_path}/models.config" in command
     assert f"--batching_parameters_file={tmp_path}/batching.config" in command
     monkeypatch.delenv("TENSORFLOW_MODEL_SERVER")
+    for engine in (1, 0):  # a docker without its engine is none
+        docker = tmp_path / f"{engine}" / "docker"
+        docker.parent.mkdir()
+        docker.write_text(f"#!/bin/sh\nexit {engine}\n")
+        docker.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{docker.parent}:/bin")
+        main(["serve", "--folder", str(tmp_path)])
+        assert len(became) == 2 - engine
+    assert became.pop()[1] == commands(tmp_path)[1]
+    capsys.readouterr()
     monkeypatch.setenv("PATH", "")
     main(["serve", "--folder", str(tmp_path)])
     said = capsys.readouterr().out

@@ -8,12 +8,21 @@ import argparse
 import json
 import os
 import shlex
-import shutil
+import subprocess
 from pathlib import Path
 
 from kgen.callbacks import save_grid
 from kgen.serving import Client, ServingError, write_config
 from kgen.serving.config import commands, found_server
+
+
+def _docker_runs():
+    """Its engine, too, which the command alone cannot do without."""
+    try:
+        asked = subprocess.run(["docker", "info"], capture_output=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return asked.returncode == 0
 
 
 def _serve(args):
@@ -25,10 +34,10 @@ def _serve(args):
     server, docker = commands(args.folder, args.port, args.rest_port, args.batching)
     if found_server():
         found = server
-    elif shutil.which("docker"):
+    elif _docker_runs():
         found = docker
     else:
-        print("Neither tensorflow_model_server nor docker is here. Where one is:\n")
+        print("Neither tensorflow_model_server nor Docker runs here. Where one does:\n")
         print(f"  {shlex.join(server)}\n\n  {shlex.join(docker)}")
         return
     print(shlex.join(found), flush=True)

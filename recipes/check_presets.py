@@ -1,0 +1,69 @@
+"""Whether the packaged presets still have the test numbers of their cards.
+
+    python recipes/check_presets.py --backend jax
+    python recipes/check_presets.py --backend jax --presets vae_binarized_mnist
+
+Loads each by its name and measures it as its recipe did: the whole test split, or, of a
+game, the Frechet distance of 10,000 samples. Writes recipes/results/presets.md, with a
+column for each backend that was asked so far. Chooses nothing.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
+parser.add_argument("--backend", choices=["tensorflow", "jax", "torch"])
+parser.add_argument("--presets", nargs="*", help="names; default: all")
+parser.add_argument("--out", default="recipes/results/presets.json")
+args = parser.parse_args()
+if args.backend:
+    os.environ["KERAS_BACKEND"] = args.backend
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import kgen
+from kgen.results import games_of
+
+
+def measured(model, card):
+    """(key of the card's results, the number now)."""
+    splits = kgen.data.load(card["data"].split()[0])
+    for key in ("test_nll_nats", "test_elbo_nats"):
+        if key in card["results"]:
+            scores = model.evaluate(splits.test, batch_size=250, verbose=0)
+            return key, scores[key.removeprefix("test_")]
+    features, game = kgen.metrics.mnist_features(), games_of(card["results"])[0]
+    of = kgen.metrics.Distances(
+        features, "mnist", splits.test, splits.train, splits.levels
+    )
+    distances = of(model.sample(10_000, seed=0, verbose=0))
+    return f"{game}_mnist_frechet_distance", distances["mnist_frechet_distance"]
+
+
+def table(found):
+    lines = ["| preset | number | card | tensorflow | jax | torch |", "|---" * 6 + "|"]
+    for name, row in sorted(found.items()):
+        cells = [f"{row[b]:.3f}" if b in row else "" for b in ("card", *BACKENDS)]
+        lines.append(f"| `{name}` | {row['number']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+BACKENDS, out = ("tensorflow", "jax", "torch"), Path(args.out)
+found = json.loads(out.read_text()) if out.exists() else {}
+for name in args.presets or kgen.presets.list():
+    start, card = time.time(), kgen.presets.card(name)
+    model = kgen.models.GenerativeModel.from_preset(name)
+    model.compile()
+    key, value = measured(model, card)
+    old = {"number": key, "card": card["results"][key]}
+    found[name] = found.get(name, {}) | old | {kgen.backend.name: value}
+    off = value - card["results"][key]
+    print(
+        f"{name:36} {value:10.4f} {off:+.4f} {time.time() - start:6.0f} s", flush=True
+    )
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table(found))
