@@ -96,10 +96,9 @@ def _put_beside(path, about):
 
 
 def _card(model, version, training):
-    """What a client may want to know of a served model."""
     import kgen
 
-    served = model.endpoints().items()
+    served, average = model.endpoints().items(), getattr(model, "average", None)
     label = ["label"] if model.num_classes is not None else []
     return {
         "model": type(model).__name__,
@@ -107,7 +106,7 @@ def _card(model, version, training):
         "image_shape": model.image_shape,
         "levels": model.levels,
         "num_classes": model.num_classes,
-        "parameters": model.count_params(),
+        "parameters": model.count_params() - (average.count_params() if average else 0),
         "signatures": {
             name: {"inputs": [*inputs, *label], "outputs": outputs}
             for name, (_, inputs, outputs) in served
@@ -206,8 +205,7 @@ def _served(model, fn, inputs, outputs):
             low_high = tf.bitcast(value, tf.int32)  # (B, 2), little end first
             return tf.reverse(low_high, [1])
         if name == "z":  # beyond any prior, and answers stay finite
-            message = "z must be finite, below 1e4 in size"
-            tf.debugging.assert_less(tf.abs(value), 1e4, message)
+            tf.debugging.assert_less(tf.abs(value), 1e4, "z must be finite, |z| < 1e4")
             return value
         return bounded(name, value)
 

@@ -5,8 +5,7 @@
     python -m kgen.results --readme README.md --picture recipes/results/families.png
 
 Each `metrics.json` is one run; runs that differ by their seed alone become a mean and a
-standard deviation. Nothing is typed: `published.json` beside the recipes has the names
-of the systems and the papers' numbers.
+standard deviation. `published.json` has the systems' names and the papers' numbers.
 """
 
 import argparse
@@ -115,7 +114,10 @@ def likelihood_rows(found, published):
             number += f" (± {error:.2f})"
         dims = np.prod([int(n) for n in _shape(cards[0]["data"])])
         known = published.get(recipe, {})
-        theirs = known.get("published", "")
+        same = cards[0]["data"].split()[0] == known.get(
+            "data"
+        )  # else not to be compared
+        theirs = known.get("published", "") if same else ""
         theirs += f" ({known['source']})" if theirs else ""
         row = [known.get("system", recipe), number]
         row += [f"{statistics.mean(values) / dims / np.log(2):.3f}", theirs, kind]
@@ -235,8 +237,7 @@ def _in_order(found, known):
 
 
 def picture(folder, published, path, n=12, side=56):
-    """A row of samples for each recipe in `folder`, in the order of `published`, with
-    its name; as a PNG.
+    """A row of samples for each recipe in `folder`, as a PNG.
 
     Raises:
         ValueError: there are no samples.

@@ -48,6 +48,7 @@ def test_seeds_become_a_mean_and_bounds_say_their_k(tmp_path):
     record(tmp_path, "vae", test_elbo_nats=-93.25)
     known = tmp_path / "published.json"
     named = {"system": "MADE", "published": "88.4", "source": "them"}
+    named["data"] = "binarized_mnist"
     known.write_text(json.dumps({"made": named}))
     text = results.tables(tmp_path, known)
     name, ours, bits, theirs, kind, parameters, trained, command = row(text, "MADE")
@@ -95,7 +96,10 @@ def test_only_the_seed_may_differ(tmp_path):
     record(tmp_path, "made", seed=1, test_nll_nats=94.0, more=" --resume")
     record(tmp_path, "made", epochs=60, test_nll_nats=80.0)
     record(tmp_path, "made", test_nll_nats=70.0, more=" --units 3")
-    text = results.tables(tmp_path, tmp_path / "none.json")
+    known = tmp_path / "published.json"  # of other data: not to be put beside ours
+    known.write_text('{"made": {"published": "1.5", "data": "mnist"}}')
+    text = results.tables(tmp_path, known)
+    assert "1.5" not in text
     ours = [line.split(" | ")[1] for line in text.splitlines() if "| made |" in line]
     assert ours == ["**70.00**", "**80.00**", "**92.00** ± 2.83, 2 seeds"]
 

@@ -342,6 +342,8 @@ def test_a_server_that_starts_while_one_waits(over):
         (b"HTTP/1.1 504 T\r\n\r\n{}", TimeoutError, "No answer from"),
         (b"not HTTP at all\r\n\r\n", ConnectionError, "No TensorFlow Serving"),
         (b"", ConnectionError, "No TensorFlow Serving|closed"),
+        (b"HTTP/1.1 200 OK\r\n\r\n<html>", ConnectionError, "is no TensorFlow Serving"),
+        (b"HTTP/1.1 200 OK\r\n\r\n{}", ConnectionError, "is no TensorFlow Serving"),
     ],
 )  # fmt: skip
 def test_what_else_may_come_over_http(answer, raised, words):
@@ -362,10 +364,11 @@ def test_what_else_may_come_over_http(answer, raised, words):
 
 
 def test_one_configuration_for_all_models(tmp_path):
-    for name in ("vae", "gan", "unfinished"):
-        (tmp_path / name / "1").mkdir(parents=True)
+    for name in ("vae", "gan", "unfinished", "no_version"):
+        version = "1_backup" if name == "no_version" else "1"
+        (tmp_path / name / version).mkdir(parents=True)
         if name != "unfinished":
-            (tmp_path / name / "1" / "saved_model.pb").touch()
+            (tmp_path / name / version / "saved_model.pb").touch()
     path = kgen.serving.write_config(tmp_path)
     text = path.read_text()
     assert path.name == "models.config" and text.count("config {") == 2
@@ -456,4 +459,4 @@ def test_a_picture_is_drawn_from_a_server(tmp_path, capsys):
     stub.shutdown()
     stub.server_close()
     with pytest.raises(SystemExit, match="No TensorFlow Serving"):
-        main([*words, "--timeout", "0.2"])
+        main([*words, "--wait", "0.2"])

@@ -2,12 +2,14 @@
 the environment variable TENSORFLOW_MODEL_SERVER (a path) or PATH names; without one
 all is skipped. `tests/stand_in_server.py` stands in for it, to try the tests."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -67,7 +69,7 @@ class Started:
         return Client(url, name, **kwargs)
 
     def wait(self, names):
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600  # ports open when all models are loaded
         for name in names:
             while True:
                 ended = self.process.poll() is not None
@@ -151,8 +153,34 @@ def test_every_signature_answers_as_the_model_does(
             expected = numpy(expected)
             assert said.shape == expected.shape and said.dtype == expected.dtype
             np.testing.assert_allclose(said, expected, rtol=1e-4, atol=1e-4)
+        given = {} if labels is None else {"label": labels}
+        seeds = (7 << 32) + np.arange(5)
+        drawn = client.predict("serving_default", seed=seeds, **given)
+        np.testing.assert_array_equal(drawn, model.sample(5, 7, labels))
         none = client.sample(0, labels=None if labels is None else labels[:0])
         assert none.shape == (0, *SHAPE)
+
+
+def test_rows_are_answered_as_curl_asks_for_them(server, models):
+    """{"instances": [...]}, the README's request, without the client."""
+
+    def asked(family, signature, rows):
+        body = json.dumps({"signature_name": signature, "instances": rows}).encode()
+        url = f"http://127.0.0.1:{server.rest}/v1/models/{family}:predict"
+        with urllib.request.urlopen(
+            urllib.request.Request(url, body), timeout=60
+        ) as to:
+            return json.load(to)["predictions"]
+
+    seeds = [{"seed": (7 << 32) + i, "label": i} for i in range(3)]
+    drawn = models["gated"].sample(3, 7, np.arange(3))
+    for signature in ("serving_default", "sample"):
+        np.testing.assert_array_equal(asked("gated", signature, seeds), drawn)
+    x = models["vae"].sample(2, 1)
+    said = asked("vae", "encode", [{"images": image.tolist()} for image in x])
+    for i, name in enumerate(("mean", "log_var")):
+        expected = numpy(models["vae"].encode(x)[i])
+        np.testing.assert_allclose([s[name] for s in said], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("over", OVER)

@@ -19,7 +19,7 @@ per image.
 Shapes: B batch, (H, W, C) image, k num_samples, L_1, ..., L_N latents of each layer.
 
 Differences from the paper:
-  1. Adam or what `compile` gets; ReLU by default, for tanh.
+  1. ReLU by default, for tanh; Keras' Adam has an epsilon of 1e-7, for 1e-4.
   2. Evaluation draws its noise from a hash of the image, as VAE's does.
   3. Labels, if any, condition the networks next to the image alone.
 """

@@ -33,9 +33,9 @@ def write_config(folder, base_path=None):
         ValueError: there is no exported model in the folder.
     """
     folder = Path(folder)
-    names = sorted(
-        {p.parent.parent.name for p in folder.glob("*/[0-9]*/saved_model.pb")}
-    )
+    found = folder.glob("*/*/saved_model.pb")
+    # A server waits for a version of each model, and none is "1_backup".
+    names = sorted({p.parent.parent.name for p in found if p.parent.name.isdigit()})
     if not names:
         raise ValueError(
             f"No exported model in '{folder}': expected <name>/<version>/"

@@ -24,19 +24,19 @@ class Rest:
     def predict(self, signature, inputs):
         values = {name: np.asarray(value).tolist() for name, value in inputs.items()}
         body = {"signature_name": signature, "inputs": values}
-        return self._answer(f"{self.path}:predict", body)["outputs"]
+        return self._answer(f"{self.path}:predict", "outputs", body)
 
     def status(self, timeout=None):
-        states = self._answer(self.path, timeout=timeout)["model_version_status"]
+        states = self._answer(self.path, "model_version_status", timeout=timeout)
         return {int(v["version"]): v["state"] for v in states}
 
     def metadata(self):
-        return self._answer(f"{self.path}/metadata")["metadata"]
+        return self._answer(f"{self.path}/metadata", "metadata")
 
     def close(self):
         """Each request has a connection of its own."""
 
-    def _answer(self, path, body=None, timeout=None):
+    def _answer(self, path, key, body=None, timeout=None):
         data = None if body is None else json.dumps(body).encode()
         timeout = timeout or self.timeout
         request = urllib.request.Request(
@@ -44,7 +44,7 @@ class Rest:
         )
         try:
             with urllib.request.urlopen(request, timeout=timeout) as to:
-                return json.load(to)
+                return json.load(to)[key]
         except urllib.error.HTTPError as error:
             with error:
                 words = _words(error)
@@ -56,6 +56,11 @@ class Rest:
         except TimeoutError as error:
             raise TimeoutError(
                 f"No answer from {self.url}{path} within {timeout:g} s."
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConnectionError(
+                f"What answers at {self.url} is no TensorFlow Serving: expected JSON "
+                f"with '{key}'."
             ) from error
         except (urllib.error.URLError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or repr(error)

@@ -14,6 +14,7 @@ import datetime
 import os
 import platform
 import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -74,7 +75,7 @@ def measured(args, name):
     for url in (args.rest, args.grpc):
         over = url.split(":")[0]
         with Client(url, name, timeout=60) as client:
-            client.wait_until_ready(120)
+            client.wait_until_ready(args.wait)
             signatures = client.metadata()["signature_def"]["signature_def"]
             for signature in sorted(set(signatures) - {"serving_default"}):
                 if signature.startswith("__"):
@@ -94,6 +95,29 @@ def measured(args, name):
                     yield row
 
 
+def started(args):
+    """The server, on ports of its own, its log beside the models."""
+    write_config(args.folder)
+    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    ports = [each.getsockname()[1] for each in held]
+    for each in held:
+        each.close()
+    args.grpc, args.rest = (
+        f"grpc://localhost:{ports[0]}",
+        f"http://localhost:{ports[1]}",
+    )
+    command, _ = commands(args.folder, *ports, batching=args.batching)
+    command = [sys.executable, *command] if command[0].endswith(".py") else command
+    path = f"{args.folder}/server.log"
+    with open(path, "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        return process
+    raise SystemExit(f"The server ended at once; its log is {path}.")
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -109,18 +133,14 @@ def main():
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--batch", type=int, default=1, help="images of a request")
     parser.add_argument("--seconds", type=float, default=3.0, help="of each cell")
+    parser.add_argument("--wait", type=float, default=300.0, help="s, for the server")
     parser.add_argument("--out", help="a Markdown file for the table")
     args = parser.parse_args()
     process = None
     if args.start:
         if not found_server():
             raise SystemExit("No tensorflow_model_server: see TENSORFLOW_MODEL_SERVER.")
-        write_config(args.folder)
-        command, _ = commands(args.folder, batching=args.batching)
-        command = [sys.executable, *command] if command[0].endswith(".py") else command
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = started(args)
     try:
         print(*HEAD, sep="\t")
         rows = [row for name in args.names for row in measured(args, name)]
