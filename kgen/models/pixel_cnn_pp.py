@@ -158,7 +158,7 @@ class PixelCNNPlusPlus(Autoregressive):
             for _ in range(R - 1)
         ]
         self.up = [[blocks(F, 2 * F) for _ in range(N + (r > 0))] for r in range(R)]
-        self.double = [
+        self.doubling = [
             [
                 conv(F, F, rows=(0, 1), columns=columns, resample="double", size=size)
                 for columns in ((-1, 1), (0, 1))
@@ -190,7 +190,7 @@ class PixelCNNPlusPlus(Autoregressive):
         u, ul = passed.pop()
         for r, blocks in enumerate(self.up):
             if r:
-                of_u, of_ul = self.double[r - 1]
+                of_u, of_ul = self.doubling[r - 1]
                 u, ul = of_u(u, collect=collect), of_ul(ul, collect=collect)
             for of_u, of_ul in blocks:
                 short_u, short_ul = passed.pop()

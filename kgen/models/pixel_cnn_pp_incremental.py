@@ -46,8 +46,8 @@ class Incremental:
         self.up_u, self.up_ul = resnets(up, 0), resnets(up, 1)
         self.halve_u = [CausalWeightNorm(u) for u, _ in model.halve]
         self.halve_ul = [CausalWeightNorm(ul) for _, ul in model.halve]
-        self.double_u = [CausalWeightNorm(u) for u, _ in model.double[::-1]]
-        self.double_ul = [CausalWeightNorm(ul) for _, ul in model.double[::-1]]
+        self.double_u = [CausalWeightNorm(u) for u, _ in model.doubling[::-1]]
+        self.double_ul = [CausalWeightNorm(ul) for _, ul in model.doubling[::-1]]
 
     def _due(self, n):
         """For each resolution, whether 2^r divides n."""
