@@ -72,8 +72,8 @@ def main(words=None):
     sample.add_argument("--seed", type=int, default=7, help="%(default)s")
     sample.add_argument("--label", type=int, help="for models that want one")
     sample.add_argument("--timeout", type=float, default=30.0, help="s: %(default)s")
-    words = "for the server, which loads all models before it answers; s: %(default)s"
-    sample.add_argument("--wait", type=float, default=300.0, help=words)
+    why = "for the server, which loads all models before it answers; s: %(default)s"
+    sample.add_argument("--wait", type=float, default=300.0, help=why)
     sample.add_argument("--out", help="the picture; default: served_<name>.png")
     sample.set_defaults(run=_sample)
     for kind in (serve, sample):
