@@ -3,7 +3,7 @@
     python recipes/figures.py
 
 Writes recipes/results/figures/: chain_rule.png, manifold.png (trains a VAE of two
-latents first, two minutes), bounds.png, generator_losses.png. Data: binarized_mnist by
+latents first, four minutes), bounds.png, generator_losses.png. Data: binarized_mnist by
 its tfds name; test images are shown, nothing is chosen by them.
 """
 
