@@ -27,8 +27,12 @@ demo: $(VENV)/.base
 	$(BIN)/python recipes/vae_digits.py
 
 test: $(VENV)/.dev
+	@mkdir -p runs
 	@printf '%s\n' $(BACKENDS) | xargs -P $(JOBS) -I{} bash -o pipefail -c \
-	  'KERAS_BACKEND={} $(BIN)/python -m pytest $(TESTS) 2>&1 | sed -u "s/^/{}: /"'
+	  'KERAS_BACKEND={} $(BIN)/python -m pytest $(TESTS) 2>&1 \
+	  | sed -u "s/^/{}: /" | tee runs/tests_{}.log'; status=$$?; echo; \
+	grep -hE ': (FAILED|ERROR|E  |[0-9]+ (passed|failed|error))' \
+	  $(BACKENDS:%=runs/tests_%.log); exit $$status
 
 serve: $(VENV)/.base
 	$(BIN)/python -m kgen.serving serve
