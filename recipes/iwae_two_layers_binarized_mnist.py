@@ -14,10 +14,12 @@ Ours: 92.69 nats (k = 5; same estimate), worse than one layer's 88.58, which had
     work; recipes/results/iwae_two_layers_binarized_mnist/metrics.json.
 
 Differences from the paper:
-  1. Adam with a cosine schedule from 1e-3, batches of 50, 90 epochs; the paper has
+  1. Adam with a cosine schedule from 3e-3, batches of 100, 150 epochs; the paper has
      3280 epochs in eight stages from 1e-3 to 1e-4, batches of 20, an epsilon of 1e-4.
   2. The epoch is chosen by the validation bound of k = 5.
-  3. The output's bias starts at 0, not at the logit of the mean pixel.
+  3. SiLU for tanh, which is slow here: after ten epochs the bound on train is 97.1
+     with SiLU, 102.2 with ReLU, 111.5 with tanh (each at its better rate and batch).
+  4. The output's bias starts at 0, not at the logit of the mean pixel.
 """
 
 from common import arguments, cosine, finish, fit, load_binary
@@ -26,8 +28,8 @@ args = arguments(
     __doc__,
     "iwae_two_layers_binarized_mnist",
     data="binarized_mnist",
-    epochs=90,
-    batch_size=50,
+    epochs=150,
+    batch_size=100,
     num_samples=5,
 )
 
@@ -43,8 +45,8 @@ model = kgen.models.IWAE(
     num_samples=args.num_samples,
     hidden_units=(200, 200),
     upper_units=(100, 100),
-    activation="tanh",
+    activation="silu",
 )
-model.compile(keras.optimizers.Adam(cosine(args, splits, 1e-3)))
+model.compile(keras.optimizers.Adam(cosine(args, splits, 3e-3)))
 seconds = fit(args, model, splits, every=max(1, args.epochs // 10))
 finish(args, model, splits, seconds, num_samples=5000)

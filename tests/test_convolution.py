@@ -43,6 +43,7 @@ WINDOWS = {
     "3x7, ends above": ((3, 7), ((3, -1), (3, 3))),
     "1x3, ends before": ((1, 3), ((0, 0), (3, -1))),
     "2x2, ends well before": ((2, 2), ((3, -2), (3, -2))),
+    "3x2, ends above the map": ((3, 2), ((7, -5), (1, 0))),
 }
 
 
@@ -68,10 +69,16 @@ def gradient(fn, x):
 @pytest.mark.parametrize("window", WINDOWS)
 def test_convolution_is_the_sum_over_taps(window, inputs, rng):
     x, kernel, pads, bias = drawn(rng, window, inputs)
-    y = backend.convolution(tensor(x), tensor(kernel), pads, tensor(bias))
-    expected = direct(x, kernel, pads, bias)
-    assert y.shape == expected.shape
-    np.testing.assert_allclose(numpy(y), expected, atol=1e-5)
+    expected, args = direct(x, kernel, pads, bias), (tensor(x), tensor(kernel))
+
+    def product(x, kernel, bias):
+        return backend.convolution(x, kernel, pads, bias)
+
+    model = GenerativeModel((1, 1, 1), 2)
+    for fn in (product, backend.compiled(model, product)):  # fused, and not
+        y = fn(*args, tensor(bias))
+        assert y.shape == expected.shape
+        np.testing.assert_allclose(numpy(y), expected, atol=1e-5)
     variable = keras.Variable(kernel)
     y = backend.convolution(tensor(x), ops.convert_to_tensor(variable), pads)
     np.testing.assert_allclose(numpy(y), direct(x, kernel, pads, 0.0), atol=1e-5)

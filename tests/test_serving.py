@@ -292,7 +292,9 @@ def test_slow_and_missing_servers_are_told(served):
     nobody = Client(f"{client.url.split(':')[0]}://127.0.0.1:9", "m")
     with pytest.raises(ConnectionError, match="No TensorFlow Serving at"):
         nobody.status()
-    with pytest.raises(TimeoutError, match="not ready at .* after 0.3 s: No (Tensor|answer)"):
+    with pytest.raises(
+        TimeoutError, match="not ready at .* after 0.3 s: No (Tensor|answer)"
+    ):
         nobody.wait_until_ready(0.3)
 
 

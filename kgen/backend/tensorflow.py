@@ -91,7 +91,7 @@ def convolution(x, kernel, pads, bias=None):
             )
             return _transposed(dy, kernel, pads), d_kernel
 
-        return tf.nn.conv2d(x, kernel, 1, _explicit(pads)), gradient
+        return _convolved(x, kernel, pads), gradient
 
     y = product(x, kernel)
     return y if bias is None else tf.nn.bias_add(y, bias)  # fused; so is a sum after it
@@ -101,8 +101,13 @@ def _padded(x, pads):
     return tf.pad(x, [[0, 0], *pads, [0, 0]]) if any(map(any, pads)) else x
 
 
-def _explicit(pads):
-    return [[0, 0], *pads, [0, 0]] if any(map(any, pads)) else "VALID"
+def _convolved(x, kernel, pads):
+    """Padded within the convolution; but a map without rows or columns before it, for
+    which TensorFlow's kernel divides by zero, and the process dies."""
+    if 0 in x.shape[1:3]:
+        return tf.nn.conv2d(_padded(x, pads), kernel, 1, "VALID")
+    explicit = [[0, 0], *pads, [0, 0]] if any(map(any, pads)) else "VALID"
+    return tf.nn.conv2d(x, kernel, 1, explicit)
 
 
 def _transposed(dy, kernel, pads):
@@ -117,7 +122,7 @@ def _transposed(dy, kernel, pads):
     (top, bottom), (left, right) = [[max(-r, 0) for r in pair] for pair in rests]
     dy = dy[:, top : -bottom or None, left : -right or None]
     rests = [[max(r, 0) for r in pair] for pair in rests]
-    return tf.nn.conv2d(dy, turned, 1, _explicit(rests))
+    return _convolved(dy, turned, rests)
 
 
 def scan(fn, state, xs):
