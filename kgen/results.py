@@ -114,9 +114,7 @@ def likelihood_rows(found, published):
             number += f" (± {error:.2f})"
         dims = np.prod([int(n) for n in _shape(cards[0]["data"])])
         known = published.get(recipe, {})
-        same = cards[0]["data"].split()[0] == known.get(
-            "data"
-        )  # else not to be compared
+        same = cards[0]["data"].split()[0] == known.get("data")  # to be compared
         theirs = known.get("published", "") if same else ""
         theirs += f" ({known['source']})" if theirs else ""
         row = [known.get("system", recipe), number]
@@ -253,14 +251,15 @@ def picture(folder, published, path, n=12, side=56):
             if file.exists():
                 own = "" if alike or grid == "samples" else f"\n{grid}"
                 name = known.get(recipe, {}).get("system", recipe).replace(", ", "\n")
-                shown.append((name + own.replace("_", " "), tiles(file)[:n]))
+                name += f"{own.replace('_', ' ')}\n{card['data'].split()[0]}"
+                shown.append((name, tiles(file)[:n]))
     if not shown:
         raise ValueError(f"No samples.png beside a metrics.json in '{folder}'.")
     page = Image.new("RGB", (150 + n * (side + 2), len(shown) * (side + 4)), "white")
     draw = ImageDraw.Draw(page)
     for row, (name, cells) in enumerate(shown):
         top = row * (side + 4)
-        draw.multiline_text((4, top + 6), name, fill="black")
+        draw.multiline_text((4, top + 2), name, fill="black", spacing=2)
         for i, cell in enumerate(cells):
             cell = Image.fromarray(cell).resize((side, side), Image.Resampling.NEAREST)
             page.paste(cell, (150 + i * (side + 2), top))
