@@ -13,7 +13,7 @@ Data: mnist or fashion_mnist, 256 levels: 54,000 train, 6,000 validation, 10,000
     with the floor).
 Published: none by these features (kgen.metrics.mnist_features; they are no FID's).
 Ours: on mnist Frechet distances of 9.0 minimax, 5.0 non-saturating, 4.3 least squares,
-    16.4 hinge, 14.2 WGAN, 11.7 WGAN-GP, the data's own floor 1.2; seed 0, TensorFlow, 15
+    16.4 hinge, 14.2 WGAN, 11.7 WGAN-GP, the floor 1.2; seed 0, TensorFlow, 15
     minutes a game on cores shared with other work;
     recipes/results/gan_losses_mnist/metrics.json. On fashion_mnist not yet measured.
 
