@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kgen import files
+from kgen import contact_sheet, files
 
 BEGIN, END = "<!-- results: make results -->", "<!-- /results -->"
 _LIKELIHOODS = (
@@ -180,7 +180,8 @@ def _by_data(rows):
     return lines
 
 
-def _known(published):
+def known_systems(published):
+    """What is known beside the records, {recipe: {"system": its name, ...}}."""
     return json.loads(Path(published).read_text()) if Path(published).exists() else {}
 
 
@@ -194,7 +195,7 @@ def table(head, rows):
 
 def tables(folder, published):
     """Both tables of a folder's runs, in Markdown."""
-    found, known = records(folder), _known(published)
+    found, known = records(folder), known_systems(published)
     parts = [machines(found)] if found else []
     parts += [
         table(head, rows)
@@ -205,67 +206,6 @@ def tables(folder, published):
         if rows
     ]
     return "\n\n".join(parts)
-
-
-def tiles(path):
-    """The images of a grid that `kgen.callbacks.save_grid` drew: (N, height, width, 3)
-    uint8, row by row. A grey line ends each."""
-    from PIL import Image
-
-    pixels = np.asarray(Image.open(path).convert("RGB"))
-    steps = []
-    for axis in (0, 1):
-        grey = (pixels == 90).all(axis=(1 - axis, 2))  # a whole line
-        first = int(np.argmax(grey))
-        steps.append(first + int(np.argmin(grey[first:])))
-        steps[-1] = steps[-1] if not grey[first:].all() else len(grey)
-    height, width = steps
-    rows, columns = pixels.shape[0] // height, pixels.shape[1] // width
-    cells = pixels.reshape(rows, height, columns, width, 3).swapaxes(1, 2)
-    return cells.reshape(-1, height, width, 3)
-
-
-def _in_order(found, known):
-    """(recipe, its first run's card), those that are known first and in their order."""
-    first = {}
-    for cards in found:
-        first.setdefault(cards[0]["recipe"], cards[0])
-    order = [*(r for r in known if r in first), *sorted(set(first) - set(known))]
-    return [(recipe, first[recipe]) for recipe in order]
-
-
-def picture(folder, published, path, n=12, side=56):
-    """A row of samples for each recipe in `folder`, as a PNG.
-
-    Raises:
-        ValueError: there are no samples.
-    """
-    from PIL import Image, ImageDraw
-
-    known, shown = _known(published), []
-    for recipe, card in _in_order(records(folder), known):
-        games = games_of(card["results"])
-        alike = games and games[0].startswith("seed_")
-        for grid in ["samples", *(games[:1] if alike else games)]:
-            file = card["path"].parent / f"{grid}.png"
-            if file.exists():
-                own = "" if alike or grid == "samples" else f"\n{grid}"
-                name = known.get(recipe, {}).get("system", recipe).replace(", ", "\n")
-                name += f"{own.replace('_', ' ')}\n{card['data'].split()[0]}"
-                shown.append((name, tiles(file)[:n]))
-    if not shown:
-        raise ValueError(f"No samples.png beside a metrics.json in '{folder}'.")
-    page = Image.new("RGB", (150 + n * (side + 2), len(shown) * (side + 4)), "white")
-    draw = ImageDraw.Draw(page)
-    for row, (name, cells) in enumerate(shown):
-        top = row * (side + 4)
-        draw.multiline_text((4, top + 2), name, fill="black", spacing=2)
-        for i, cell in enumerate(cells):
-            cell = Image.fromarray(cell).resize((side, side), Image.Resampling.NEAREST)
-            page.paste(cell, (150 + i * (side + 2), top))
-    with files.atomic(path) as unfinished:
-        page.save(unfinished)
-    return Path(path)
 
 
 def main(words=None):
@@ -290,7 +230,8 @@ def main(words=None):
             unfinished.write_text(f"{text[:first]}\n\n{made}\n\n{text[last:]}")
     if args.picture:
         try:
-            print(picture(args.folder, args.published, args.picture))
+            known = known_systems(args.published)
+            print(contact_sheet.draw(records(args.folder), known, args.picture))
         except ValueError as error:
             raise SystemExit(str(error)) from error
 

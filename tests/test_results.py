@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import kgen
-from kgen import results
+from kgen import contact_sheet, results
 
 ROOT = Path(__file__).parent.parent
 CARD = {
@@ -111,9 +111,16 @@ def test_a_picture_has_a_row_for_each_recipe(tmp_path, rng):
         images = rng.integers(0, 2, (16, 28, 28, 1))
         kgen.callbacks.save_grid(path / "samples.png", images, 2)
     record(tmp_path, "without", test_nll_nats=1.0)
-    made = results.picture(tmp_path, tmp_path / "none.json", tmp_path / "all.png", n=3)
-    with Image.open(made) as page:
-        assert page.size == (150 + 3 * 58, 2 * 60)
+    found = results.records(tmp_path)
+    for columns, size in ((1, (324, 2 * 60)), (2, (2 * 324, 60)), (3, (2 * 324, 60))):
+        made = contact_sheet.draw(found, {}, tmp_path / "all.png", 3, columns)
+        with Image.open(made) as page:
+            assert page.size == size  # 324 = 150 + 3 * 58
+            last = np.asarray(page)[-60:-4, 150 - 324 :]  # the row of b
+        for i, tile in enumerate(contact_sheet.tiles(tmp_path / "b/0/samples.png")[:3]):
+            assert np.any(tile != tile[0, 0])
+            tile = Image.fromarray(tile).resize((56, 56), Image.Resampling.NEAREST)
+            np.testing.assert_array_equal(last[:, i * 58 : i * 58 + 56], tile)
     readme = tmp_path / "README.md"
     readme.write_text("no markers")
     with pytest.raises(SystemExit, match="lacks the markers"):
@@ -127,7 +134,7 @@ def test_a_picture_has_a_row_for_each_recipe(tmp_path, rng):
 def test_a_grid_is_cut_into_the_images_that_it_was_made_of(side, n, tmp_path, rng):
     images = rng.integers(0, 2, (n, side, side, 1))
     path = kgen.callbacks.save_grid(tmp_path / "grid.png", images, 2)
-    cells = results.tiles(path)
+    cells = contact_sheet.tiles(path)
     factor = cells.shape[1] // (side + 1)
     assert cells.shape[1:] == (factor * (side + 1),) * 2 + (3,)
     inside = cells[:n, : factor * side : factor, : factor * side : factor, :1]
