@@ -1,0 +1,88 @@
+"""A row of samples for each recipe that left some, on one picture: what its numbers are
+the numbers of."""
+
+from pathlib import Path
+
+import numpy as np
+
+from kgen import files
+
+_SIDE, _NAME = 56, 150  # of an image, and the width of its row's name, in pixels
+
+
+def tiles(path):
+    """The images of a grid that `kgen.callbacks.save_grid` drew: (N, height, width, 3)
+    uint8, row by row. A grey line ends each."""
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    steps = []
+    for axis in (0, 1):
+        grey = (pixels == 90).all(axis=(1 - axis, 2))  # a whole line
+        first = int(np.argmax(grey))
+        steps.append(first + int(np.argmin(grey[first:])))
+        steps[-1] = steps[-1] if not grey[first:].all() else len(grey)
+    height, width = steps
+    rows, columns = pixels.shape[0] // height, pixels.shape[1] // width
+    cells = pixels.reshape(rows, height, columns, width, 3).swapaxes(1, 2)
+    return cells.reshape(-1, height, width, 3)
+
+
+def _in_order(found, known):
+    """(recipe, its first run's card), those that are known first and in their order."""
+    first = {}
+    for cards in found:
+        first.setdefault(cards[0]["recipe"], cards[0])
+    order = [*(r for r in known if r in first), *sorted(set(first) - set(known))]
+    return [(recipe, first[recipe]) for recipe in order]
+
+
+def _rows(found, known):
+    """(name, path of the samples' grid) of each row."""
+    from kgen.results import games_of
+
+    rows = []
+    for recipe, card in _in_order(found, known):
+        games = games_of(card["results"])
+        alike = games and games[0].startswith("seed_")
+        for grid in ["samples", *(games[:1] if alike else games)]:
+            file = card["path"].parent / f"{grid}.png"
+            if file.exists():
+                own = "" if alike or grid == "samples" else f"\n{grid}"
+                name = known.get(recipe, {}).get("system", recipe).replace(", ", "\n")
+                name += f"{own.replace('_', ' ')}\n{card['data'].split()[0]}"
+                rows.append((name, file))
+    return rows
+
+
+def draw(found, known, path, n=8, columns=2):
+    """Draws the picture, a PNG, and returns its path.
+
+    Args:
+        found: the runs' cards, as of `kgen.results.records`.
+        known: {recipe: {"system": its name, ...}}, in the order of the rows.
+        path: of the picture.
+        n: images a row.
+        columns: rows beside one another; they are read downwards.
+
+    Raises:
+        ValueError: there are no samples.
+    """
+    from PIL import Image, ImageDraw
+
+    rows = _rows(found, known)
+    if not rows:
+        raise ValueError("No samples.png beside a metrics.json.")
+    columns = min(columns, len(rows))
+    high, wide, tall = -(-len(rows) // columns), _NAME + n * (_SIDE + 2), _SIDE + 4
+    page = Image.new("RGB", (columns * wide, high * tall), "white")
+    pen = ImageDraw.Draw(page)
+    for row, (name, file) in enumerate(rows):
+        left, top = row // high * wide, row % high * tall
+        pen.multiline_text((left + 4, top + 2), name, fill="black", spacing=2)
+        for i, cell in enumerate(tiles(file)[:n]):
+            cell = Image.fromarray(cell).resize((_SIDE,) * 2, Image.Resampling.NEAREST)
+            page.paste(cell, (left + _NAME + i * (_SIDE + 2), top))
+    with files.atomic(path) as unfinished:
+        page.save(unfinished)
+    return Path(path)
