@@ -65,6 +65,7 @@ def mnist():
 # Importing
 
 
+@pytest.mark.once
 def test_import_needs_no_optional_package():
     def imported(module):
         code = f"import sys, {module}; print(*sys.modules)"
@@ -653,6 +654,7 @@ def test_augmentation_refuses_grey():
 # TensorFlow Datasets
 
 
+@pytest.mark.once
 def test_mnist_is_whole(mnist):
     x, y = mnist.train.images, mnist.train.labels
     assert x.shape == (60000, 28, 28, 1) and mnist.levels == 256
@@ -662,6 +664,7 @@ def test_mnist_is_whole(mnist):
     assert mnist.validation is None and mnist.num_classes == 10
 
 
+@pytest.mark.once
 def test_mnist_validation_is_the_end_of_train(mnist):
     splits = data.load("mnist", validation=10000)
     assert splits.sizes == {"train": 50000, "validation": 10000, "test": 10000}
@@ -670,6 +673,7 @@ def test_mnist_validation_is_the_end_of_train(mnist):
     np.testing.assert_array_equal(splits.test, mnist.test.images)
 
 
+@pytest.mark.once
 def test_mnist_stream_equals_arrays(mnist):
     streams = data.load(
         "mnist", labels=True, max_bytes=2**20, levels=8, binarize=None, batch_size=500
@@ -689,6 +693,7 @@ def test_mnist_stream_equals_arrays(mnist):
     assert not np.array_equal(y, mnist.train.labels[:500])
 
 
+@pytest.mark.once
 def test_binarized_mnist():
     splits = data.load(tfds_set("binarized_mnist"))
     assert splits.levels == 2 and set(np.unique(splits.train)) == {0, 1}
@@ -703,6 +708,7 @@ def test_binarized_mnist():
         data.load("binarized_mnist", levels=256)
 
 
+@pytest.mark.once
 def test_fashion_mnist_mean():
     splits = data.load(tfds_set("fashion_mnist"), validation=0)
     assert round(float(splits.train.mean(dtype=float)), 4) == 72.9404
