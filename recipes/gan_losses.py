@@ -12,10 +12,11 @@ Data: mnist or fashion_mnist, 256 levels: 54,000 train, 6,000 validation, 10,000
     images, once, by features of MNIST's classifier (which know no garments: compare
     with the floor).
 Published: none by these features (kgen.metrics.mnist_features; they are no FID's).
-Ours: Frechet distances, floor 1.2 on mnist and 0.2 on fashion_mnist; seed 0, TensorFlow,
-    15 minutes a game on mnist on cores shared with other work, 3 on fashion_mnist (in
-    whose record's seconds the run also stood still for a quarter of an hour);
-    recipes/results/gan_losses_mnist, gan_losses_fashion_mnist:
+Ours: Frechet distances, the floor 1.2 on mnist and 0.2 on fashion_mnist; seed 0,
+    TensorFlow, 15 minutes a game on mnist on cores shared with other work, 3 on
+    fashion_mnist (where the seconds of the record count a quarter of an hour in which
+    the run stood still);
+    recipes/results/gan_losses_mnist, gan_losses_fashion_mnist (metrics.json):
 
                  minimax  non-saturating  least squares  hinge  WGAN  WGAN-GP
     mnist            9.0             5.0            4.3   16.4  14.2     11.7

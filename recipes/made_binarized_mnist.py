@@ -29,6 +29,9 @@ args = arguments(
     data="binarized_mnist",
     epochs=60,
     batch_size=100,
+    units=1000,
+    layers=2,
+    masks=8,
 )
 
 import keras
@@ -37,7 +40,11 @@ import kgen
 
 keras.utils.set_random_seed(args.seed)
 splits = load_binary(args)
-model = kgen.models.MADE(splits.image_shape, hidden_units=(1000, 1000), num_masks=8)
+model = kgen.models.MADE(
+    splits.image_shape,
+    hidden_units=(args.units,) * args.layers,
+    num_masks=args.masks,
+)
 rate = cosine(args, splits, 3e-3)
 model.compile(keras.optimizers.AdamW(rate, weight_decay=0.05))
 seconds = fit(args, model, splits, every=max(1, args.epochs // 4), samples=16)

@@ -24,8 +24,9 @@ args = arguments(
     __doc__,
     "nade_binarized_mnist",
     data="binarized_mnist",
-    epochs=6,
-    batch_size=20,
+    epochs=15,
+    batch_size=50,
+    units=500,
 )
 
 import keras
@@ -34,7 +35,8 @@ import kgen
 
 keras.utils.set_random_seed(args.seed)
 splits = load_binary(args)
-model = kgen.models.NADE(splits.image_shape, units=300)
-model.compile(keras.optimizers.Adam(cosine(args, splits, 1.5e-3)))
+model = kgen.models.NADE(splits.image_shape, units=args.units)
+rate = cosine(args, splits, 2e-3)
+model.compile(keras.optimizers.AdamW(rate, weight_decay=0.05))
 seconds = fit(args, model, splits, every=max(1, args.epochs // 2), samples=16)
 finish(args, model, splits, seconds)

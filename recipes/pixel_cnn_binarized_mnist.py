@@ -24,8 +24,11 @@ args = arguments(
     __doc__,
     "pixel_cnn_binarized_mnist",
     data="binarized_mnist",
-    epochs=4,
+    epochs=10,
     batch_size=16,
+    filters=16,
+    blocks=8,
+    kernel_size=5,
 )
 
 import keras
@@ -35,8 +38,12 @@ import kgen
 keras.utils.set_random_seed(args.seed)
 splits = load_binary(args)
 model = kgen.models.PixelCNN(
-    splits.image_shape, filters=16, num_blocks=8, kernel_size=5, head_filters=32
+    splits.image_shape,
+    filters=args.filters,
+    num_blocks=args.blocks,
+    kernel_size=args.kernel_size,
+    head_filters=32,
 )
-model.compile(keras.optimizers.Adam(cosine(args, splits, 1e-3)))
+model.compile(keras.optimizers.Adam(cosine(args, splits, 2e-3)))
 seconds = fit(args, model, splits, every=max(1, args.epochs // 2), samples=16)
 finish(args, model, splits, seconds)

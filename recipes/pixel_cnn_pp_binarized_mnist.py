@@ -28,6 +28,8 @@ args = arguments(
     data="binarized_mnist",
     epochs=1,
     batch_size=32,
+    filters=16,
+    blocks=2,
 )
 
 import keras
@@ -38,8 +40,8 @@ keras.utils.set_random_seed(args.seed)
 splits = load_binary(args)
 model = kgen.models.PixelCNNPlusPlus(
     splits.image_shape,
-    filters=16,
-    num_blocks=2,
+    filters=args.filters,
+    num_blocks=args.blocks,
     dropout=0.0,
 )
 rate = cosine(args, splits, 2e-3)
