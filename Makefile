@@ -52,6 +52,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_gated_pixel_cnn.py
 	$(BIN)/python tests/benchmarks/bench_pixel_rnn.py
 	$(BIN)/python tests/benchmarks/bench_sampling.py
+	$(BIN)/python tests/benchmarks/bench_export.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache

@@ -12,13 +12,19 @@ _SIDE, _NAME = 56, 150  # of an image, and the width of its row's name, in pixel
 
 def tiles(path):
     """The images of a grid that `kgen.callbacks.save_grid` drew: (N, height, width, 3)
-    uint8, row by row. A grey line ends each."""
+    uint8, row by row. A grey line ends each.
+
+    Raises:
+        ValueError: it is no such grid.
+    """
     from PIL import Image
 
     pixels = np.asarray(Image.open(path).convert("RGB"))
     steps = []
     for axis in (0, 1):
         grey = (pixels == 90).all(axis=(1 - axis, 2))  # a whole line
+        if not grey.any():
+            raise ValueError(f"{path} has no grey lines between images, as a grid has.")
         first = int(np.argmax(grey))
         steps.append(first + int(np.argmin(grey[first:])))
         steps[-1] = steps[-1] if not grey[first:].all() else len(grey)
@@ -43,7 +49,7 @@ def _rows(found, known):
 
     rows = []
     for recipe, card in _in_order(found, known):
-        games = games_of(card["results"])
+        games = games_of(card["results"]) or card["results"].get("games", [])
         alike = games and games[0].startswith("seed_")
         for grid in ["samples", *(games[:1] if alike else games)]:
             file = card["path"].parent / f"{grid}.png"

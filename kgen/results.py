@@ -11,6 +11,7 @@ standard deviation. `published.json` has the systems' names and the papers' numb
 import argparse
 import json
 import re
+import shlex
 import statistics
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from kgen import contact_sheet, files
 
+SAMPLES = 10_000  # of a game, where a row does not say otherwise
 BEGIN, END = "<!-- results: make results -->", "<!-- /results -->"
 _LIKELIHOODS = (
     "on the test split",
@@ -30,7 +32,7 @@ _LIKELIHOODS = (
     "`python recipes/`...",
 )
 _GAMES = (
-    "10,000 samples, test images",
+    f"{SAMPLES:,} samples, test images",
     "Fréchet distance",
     "kernel distance",
     "precision",
@@ -40,6 +42,8 @@ _GAMES = (
     "`python recipes/`...",
 )
 _MEASURES = ("frechet_distance", "kernel_distance", "precision", "recall", "coverage")
+_IDLE = ("--resume", "--save-freq")  # flags that no number depends on
+_KEYS = ("recipe", "command", "data", "parameters", "backend", "machine", "date")
 _BACKENDS = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}
 
 
@@ -47,18 +51,42 @@ def records(folder):
     """The cards of all runs in `folder`, in lists of those that differ by their seed
     alone, [[card, ...], ...]; of runs with the same seed the newest."""
     found = {}
+    settings = ("recipe", "data", "epochs", "batch_size", "parameters")
+    settings += ("backend", "device")
     for path in sorted(Path(folder).rglob("metrics.json")):
-        card = json.loads(path.read_text())
+        try:
+            card = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from error
         if "results" not in card:
             continue
-        settings = ("recipe", "data", "epochs", "batch_size", "parameters")
+        missing = [key for key in _KEYS if key not in card]
+        missing += [k for k in ("training_seconds",) if k not in card["results"]]
+        if missing:
+            raise ValueError(f"{path} is no recipe's record: it lacks {missing}.")
         # what the command sets beside: sizes of a network, say, or the backend
-        words = re.sub(r" --(seed|out)[ =]\S+| --resume", "", card["command"])
-        of = found.setdefault((*(card.get(name) for name in settings), words), {})
+        of = [card.get(name) for name in settings]
+        of = found.setdefault((*of, *_flags(card, "--seed", "--out")), {})
         old = of.get(card.get("seed"))
         if old is None or old["date"] <= card["date"]:
             of[card.get("seed")] = card | {"path": path}
     return [list(of.values()) for of in found.values()]
+
+
+def _flags(card, *but):
+    """The flags of a run's command, (flag and its value, ...), without those `but`."""
+    words = " ".join(shlex.split(card["command"])[2:])
+    flags = (flag.strip() for flag in re.split(r" (?=--)", f" {words}") if flag.strip())
+    return [f for f in flags if re.split("[ =]", f)[0] not in (*but, *_IDLE)]
+
+
+def _named(card, known):
+    """The system that a run was of: its name, and what it was set to, by the recipe or
+    else by the command's own flags."""
+    of = known.get(card["recipe"], {})
+    own = _flags(card, "--seed", "--seeds", "--out", "--backend", "--data", "--devices")
+    own = own or ([of["setting"]] if "setting" in of else [])
+    return ", ".join([of.get("system", card["recipe"]), *own])
 
 
 def nats(results):
@@ -84,9 +112,10 @@ def _run_of(cards, games=1):
     """The columns about the run: a game's mean time, backend, and the first seed's
     command."""
     seconds = statistics.mean(c["results"]["training_seconds"] for c in cards) / games
+    least = "over " if any(c["results"].get("resumed") for c in cards) else ""
     backend = _BACKENDS.get(cards[0]["backend"], cards[0]["backend"])
     command = cards[0]["command"].removeprefix("python recipes/")
-    return [f"{_time(seconds)}, {backend}", f"`{command}`"]
+    return [f"{least}{_time(seconds)}, {backend}", f"`{command}`"]
 
 
 def machines(found):
@@ -99,7 +128,7 @@ def machines(found):
     return f"Measured on: {'; '.join(parts)}."
 
 
-def likelihood_rows(found, published):
+def likelihood_rows(found, systems):
     """Rows of the table of likelihoods, by data set and by the number."""
     rows = []
     for cards in found:
@@ -113,11 +142,11 @@ def likelihood_rows(found, published):
         elif error:
             number += f" (± {error:.2f})"
         dims = np.prod([int(n) for n in _shape(cards[0]["data"])])
-        known = published.get(recipe, {})
+        known = systems.get(recipe, {})
         same = cards[0]["data"].split()[0] == known.get("data")  # to be compared
         theirs = known.get("published", "") if same else ""
         theirs += f" ({known['source']})" if theirs else ""
-        row = [known.get("system", recipe), number]
+        row = [_named(cards[0], systems), number]
         row += [f"{statistics.mean(values) / dims / np.log(2):.3f}", theirs, kind]
         row += [f"{cards[0]['parameters']:,}", *_run_of(cards)]
         rows.append((cards[0]["data"], statistics.mean(values), row))
@@ -132,34 +161,40 @@ def games_of(results):
 
 def _pools(cards):
     """What was measured of each game, {its name: [measures, ...]}; games that differ by
-    their seed alone are one, ""."""
+    their seed alone are one, "", with each seed once."""
     pools = {}
-    for results in (card["results"] for card in cards):
+    for card in cards:
+        results = card["results"]
         for game in games_of(results):
-            keys = {m: f"{game}_mnist_{m}" for m in _MEASURES}
+            keys = {m: f"{game}_mnist_{m}" for m in (*_MEASURES, "images")}
             measures = {m: results[key] for m, key in keys.items()}
-            one = "" if game.startswith("seed_") else game
-            pools.setdefault(one, []).append(measures)
-    return pools
+            alike = re.fullmatch(r"seed_(\d+)", game)
+            one, seed = ("", int(alike[1])) if alike else (game, card.get("seed"))
+            pools.setdefault(one, {})[seed] = measures
+    return {name: list(runs.values()) for name, runs in pools.items()}
 
 
-def game_rows(found, published):
+def game_rows(found, systems):
     """Rows of the table of games: means over seeds. In brackets what the training
     images get."""
     rows = []
     for cards in found:
-        results, recipe = cards[0]["results"], cards[0]["recipe"]
-        system, games = published.get(recipe, {}).get("system", recipe), _pools(cards)
+        cards = [card for card in cards if games_of(card["results"])]
+        games = _pools(cards)
         for game, runs in games.items():
             cells = []
             for measure in _MEASURES:
                 values = [run[measure] for run in runs]
+                results = cards[0]["results"]
                 floor = results[f"{games_of(results)[0]}_mnist_{measure}_floor"]
                 spread = statistics.stdev(values) if len(values) > 1 else 0
                 spread = f" ± {spread:.2g}" if spread else ""
                 cells.append(f"{statistics.mean(values):.3g}{spread} ({floor:.2g})")
             seeds = f"{len(runs)} seeds" if len(runs) > 1 else ""
-            name = ", ".join(filter(None, [system, game.replace("_", " "), seeds]))
+            few = {int(run["images"]) for run in runs} - {SAMPLES}
+            few = f"of {min(few):,} samples" if few else ""
+            parts = [_named(cards[0], systems), game.replace("_", " "), seeds, few]
+            name = ", ".join(filter(None, parts))
             first = statistics.mean(run[_MEASURES[0]] for run in runs)
             each = _run_of(cards, len(games_of(results)))
             rows.append((cards[0]["data"], first, [name, *cells, *each]))
@@ -196,8 +231,7 @@ def table(head, rows):
 def tables(folder, published):
     """Both tables of a folder's runs, in Markdown."""
     found, known = records(folder), known_systems(published)
-    parts = [machines(found)] if found else []
-    parts += [
+    parts = [
         table(head, rows)
         for head, rows in (
             (_LIKELIHOODS, likelihood_rows(found, known)),
@@ -205,7 +239,7 @@ def tables(folder, published):
         )
         if rows
     ]
-    return "\n\n".join(parts)
+    return "\n\n".join([machines(found), *parts] if parts else [])
 
 
 def main(words=None):
@@ -217,7 +251,10 @@ def main(words=None):
     parser.add_argument("--readme", help="a file with the two markers for the tables")
     parser.add_argument("--picture", help="a PNG to write")
     args = parser.parse_args(words)
-    made = tables(args.folder, args.published)
+    try:
+        made = tables(args.folder, args.published)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     if not made:
         raise SystemExit(f"No metrics.json with results in '{args.folder}'.")
     print(made)

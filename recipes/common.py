@@ -61,7 +61,8 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
         parser.error("--save-freq must be at least 1")
     several = {"WORLD_SIZE", "TF_CONFIG", "KERAS_DISTRIBUTION_JOB_ADDRESSES"}
     several &= os.environ.keys()  # as set for the backend's engine
-    if args.devices or several:
+    args.several = bool(args.devices or several)
+    if args.several:
         _use(args.devices or 1, parser)
     return args
 
@@ -199,7 +200,7 @@ def fit(
             splits.train,
             batch_size=args.batch_size,
             seed=args.seed,
-            drop_remainder=bool(args.devices) and kgen.backend.name == "jax",
+            drop_remainder=args.several and kgen.backend.name == "jax",
         ),
         validation_data=splits.validation,
         epochs=args.epochs,

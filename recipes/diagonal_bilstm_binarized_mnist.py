@@ -18,8 +18,8 @@ Ours: 86.37 nats, 0.1589 bits/dim (validation 86.92); seed 0, TensorFlow,
 Differences from the paper:
   1. One more column on the right of the maps, see kgen/models/pixel_rnn.py; forget
      gates start with a bias of 1.
-  2. Adam with a cosine schedule from 2e-3, gradients clipped at norm 1, batches of 16,
-     2 epochs; the paper has RMSProp.
+  2. Adam with a warm-up to 2e-3 and a cosine schedule, gradients clipped at norm 1,
+     batches of 16, 2 epochs; the paper has RMSProp.
 """
 
 from common import arguments, cosine, finish, fit, load_binary

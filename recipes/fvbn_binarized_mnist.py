@@ -13,8 +13,8 @@ Ours: 98.13 nats, 0.1806 bits/dim (validation 99.16); seed 0, TensorFlow,
     was chosen by validation.
 
 Differences from the paper:
-  1. AdamW with a cosine schedule from 1e-2, weight decay 0.01, batches of 100, 20
-     epochs.
+  1. AdamW with a warm-up to 1e-2 and a cosine schedule, weight decay 0.01, batches of
+     100, 20 epochs.
 """
 
 from common import arguments, cosine, finish, fit, load_binary

@@ -14,7 +14,8 @@ Ours: the minimax generator's gradient is an order smaller from step 800 on, whe
 
 Differences from the paper:
   1. Adam(2e-4, beta_1=0.5) in place of momentum, and no norm constraint on D's weights.
-  2. Ten epochs, which are enough for the plot and not for good digits.
+  2. 100 latents, uniform; ten epochs in batches of 100, which are enough for the plot
+     and not for good digits.
 """
 
 import csv

@@ -16,8 +16,8 @@ Differences from the paper:
   1. 7x7 first block and 8 blocks of 5x5, 16 filters; PixelVAE's has 12 layers of 5x5
      with weight normalisation. (Blocks of 3x3 as shallow as this do not see the border
      of the image from its middle, and draw strokes anywhere.)
-  2. Adam with a cosine schedule from 1e-3, batches of 16, 3 epochs; PixelVAE's takes
-     200,000 steps of 100 images.
+  2. Adam with a warm-up to 1e-3 and a cosine schedule, batches of 16, 3 epochs;
+     PixelVAE's takes 200,000 steps of 100 images.
 """
 
 from common import arguments, cosine, finish, fit, load_binary

@@ -13,8 +13,9 @@ Ours: 88.58 nats (k = 5; same estimate), the bound of k = 5 itself 92.20; seed 0
     recipes/results/iwae_binarized_mnist/metrics.json.
 
 Differences from the paper:
-  1. Adam with a cosine schedule from 1e-3, batches of 50, 250 epochs; the paper has
-     3280 epochs in eight stages from 1e-3 to 1e-4, batches of 20, an epsilon of 1e-4.
+  1. Adam with a warm-up to 1e-3 and a cosine schedule, batches of 50, 250 epochs; the
+     paper has 3280 epochs in eight stages from 1e-3 to 1e-4, batches of 20, an epsilon
+     of 1e-4.
   2. The epoch is chosen by the validation bound of k = 5.
   3. The output's bias starts at 0, not at the logit of the mean pixel.
 """

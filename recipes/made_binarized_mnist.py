@@ -17,8 +17,8 @@ Ours: 89.47 nats, 0.1646 bits/dim (validation 90.29); seed 0, JAX, 3,185,441
 
 Differences from the paper:
   1. Two hidden layers of 1000 units, 8 masks in raster order.
-  2. AdamW with a cosine schedule from 3e-3 and a weight decay of 0.05, batches of 100,
-     60 epochs; the paper has Adagrad and early stopping.
+  2. AdamW with a warm-up to 3e-3 and a cosine schedule, a weight decay of 0.05, batches
+     of 100, 60 epochs; the paper has Adagrad and early stopping.
 """
 
 from common import arguments, cosine, finish, fit, load_binary

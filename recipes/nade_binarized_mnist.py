@@ -14,8 +14,8 @@ Ours: 91.78 nats, 0.1689 bits/dim (validation 92.74); seed 0, TensorFlow,
 
 Differences from the paper:
   1. Raster order of the pixels; 300 units in place of 500.
-  2. Adam with a cosine schedule from 1.5e-3, batches of 20, 6 epochs; the paper has
-     stochastic gradient descent.
+  2. Adam with a warm-up to 1.5e-3 and a cosine schedule, batches of 20, 6 epochs; the
+     paper has stochastic gradient descent.
 """
 
 from common import arguments, cosine, finish, fit, load_binary

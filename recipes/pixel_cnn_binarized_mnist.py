@@ -14,8 +14,8 @@ Ours: 87.25 nats, 0.1606 bits/dim (validation 87.77); seed 0, TensorFlow,
 Differences from the paper:
   1. 8 residual blocks with h = 16, of 5x5 kernels in place of 3x3: so few blocks of
      3x3 do not see the border of the image from its middle.
-  2. Adam with a cosine schedule from 1e-3, batches of 16, 4 epochs; the paper has
-     RMSProp.
+  2. Adam with a warm-up to 1e-3 and a cosine schedule, batches of 16, 4 epochs; the
+     paper has RMSProp.
 """
 
 from common import arguments, cosine, finish, fit, load_binary

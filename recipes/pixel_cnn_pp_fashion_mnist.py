@@ -16,8 +16,8 @@ Ours: 3.022 bits/dim, 1642.45 nats (validation 3.005); seed 0, TensorFlow, 145,2
 Differences from the paper:
   1. 16 filters, 1 block a resolution and 5 logistics in place of 160, 5 and 10; no
      dropout.
-  2. Adam with a cosine schedule from 2e-3, batches of 32, 1 epoch; weights averaged
-     with momentum 0.995 (paper: 0.9995, over days of training).
+  2. Adam with a warm-up to 2e-3 and a cosine schedule, batches of 32, 1 epoch; weights
+     averaged with momentum 0.995 (paper: 0.9995, over days of training).
 """
 
 from common import arguments, cosine, finish, fit, load

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 
@@ -75,6 +76,7 @@ def write_results(path, args, model, splits, results):
         "versions": {
             "python": platform.python_version(),
             "keras": keras.__version__,
+            keras.backend.backend(): version(keras.backend.backend()),
             "kgen": kgen.__version__,
         },
         "date": datetime.now(UTC).date().isoformat(),

@@ -17,8 +17,8 @@ Ours: 85.27 nats, 0.1569 bits/dim (validation 85.74); seed 0, TensorFlow,
 
 Differences from the paper:
   1. 2 layers of 32; forget gates start with a bias of 1.
-  2. Adam with a cosine schedule from 2e-3, gradients clipped at norm 1, batches of 16,
-     3 epochs; the paper has RMSProp.
+  2. Adam with a warm-up to 2e-3 and a cosine schedule, gradients clipped at norm 1,
+     batches of 16, 3 epochs; the paper has RMSProp.
 """
 
 from common import arguments, cosine, finish, fit, load_binary

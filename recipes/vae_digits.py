@@ -3,7 +3,10 @@
     python recipes/vae_digits.py        (or `make demo`)
 
 Data: 1,797 real 8x8 digits of 17 grey levels, embedded in scikit-learn: no network.
-Model: an MLP encoder and decoder, a discretised logistic likelihood per pixel.
+    1,293 train, 144 validation, 360 test; validation chooses the epoch. While this was
+    written the recipe ran three times, and read test at the end of each.
+Model: an MLP encoder and decoder, a discretised logistic likelihood per pixel;
+    Adam with a cosine schedule from 2e-3, batches of 64, 120 epochs.
 Published number: none for this data set; a uniform model is at 4.09 bits/dim, log2(17).
 Ours: test ELBO -87.64 nats, 1.976 bits/dim; importance-weighted bound, k = 1000, -84.68
     nats; seed 0, TensorFlow, two cores, 34 s; recipes/results/vae_digits/metrics.json.

@@ -11,8 +11,9 @@ Published: 88.08 nats (estimated with 5000 samples over the whole test set).
 Ours: OURS
 
 Differences from the paper:
-  1. Adam with a cosine schedule from 3e-3, batches of 100, 150 epochs; the paper has
-     3280 epochs in eight stages from 1e-3 to 1e-4, batches of 20, an epsilon of 1e-4.
+  1. Adam with a warm-up to 3e-3 and a cosine schedule, batches of 100, 150 epochs; the
+     paper has 3280 epochs in eight stages from 1e-3 to 1e-4, batches of 20, an epsilon
+     of 1e-4.
   2. The epoch is chosen by the validation ELBO.
   3. SiLU for tanh, as in iwae_two_layers_binarized_mnist.py, which differs from this in
      its k alone.

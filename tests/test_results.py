@@ -74,19 +74,28 @@ def test_games_stand_beside_their_floor(tmp_path):
     of |= {"recall": 0.75, "coverage": 0.5}
     floor = {f"seed_0_mnist_{k}_floor": v / 10 for k, v in of.items()}
     one = {f"seed_0_mnist_{k}": v for k, v in of.items()} | floor
+    one |= {"seed_0_mnist_images": 10_000.0}
     record(tmp_path, "one", **one)
-    two = one | {f"seed_1_mnist_{k}": v for k, v in of.items()}
-    two |= {f"seed_1_mnist_{k}": 3 * v for k, v in of.items()}
+    few = one | {"seed_0_mnist_images": 100.0}
+    record(tmp_path, "one", more=" --smoke", **few)
+    two = one | {f"seed_1_mnist_{k}": 3 * v for k, v in of.items()}
+    two |= {"seed_1_mnist_images": 10_000.0}
     two |= {f"mean_mnist_{k}": 2 * v for k, v in of.items()}
     record(tmp_path, "two", **two)
     games = {k.replace("seed_0", "wgan"): v for k, v in one.items()}
     record(tmp_path, "other", **games)
-    record(tmp_path, "other", **{k: 2 * v for k, v in games.items()})
+    twice = {k: 2 * v for k, v in games.items()}
+    record(tmp_path, "other", **twice | {"wgan_mnist_images": 10_000.0})
+    # a seed that two runs played counts once
+    again = {k.replace("seed_1", "seed_2"): v for k, v in two.items()}
+    record(tmp_path, "two", **again)
     text = results.tables(tmp_path, tmp_path / "none.json")
     assert row(text, "one")[1] == "11.7 (1.2)" and row(text, "one")[6] == "2 min, JAX"
-    both = row(text, "two, 2 seeds")
-    assert both[1] == f"23.4 ± {statistics.stdev([11.7, 35.1]):.2g} (1.2)"
-    assert both[5] == "1 ± 0.71 (0.05)" and both[6] == "60 s, JAX"
+    assert row(text, "one, --smoke, of 100 samples")[1] == "11.7 (1.2)"
+    three = row(text, "two, 3 seeds")
+    spread = statistics.stdev([11.7, 35.1, 35.1])
+    assert three[1] == f"27.3 ± {spread:.2g} (1.2)"
+    assert three[5] == "1.17 ± 0.58 (0.05)" and three[6] == "60 s, JAX"
     mean = f"{statistics.mean([11.7, 23.4]):.3g}"
     assert row(text, "other, wgan, 2 seeds")[1] == f"{mean} ± 8.3 (1.2)"
 
@@ -102,7 +111,39 @@ def test_only_the_seed_may_differ(tmp_path):
     text = results.tables(tmp_path, known)
     assert "1.5" not in text
     ours = [line.split(" | ")[1] for line in text.splitlines() if "| made |" in line]
-    assert ours == ["**70.00**", "**80.00**", "**92.00** ± 2.83, 2 seeds"]
+    assert ours == ["**80.00**", "**92.00** ± 2.83, 2 seeds"]
+    assert row(text, "made, --units 3")[1] == "**70.00**"
+    for backend, nats in (("tensorflow", 60.0), ("jax", 50.0)):  # told by no flag
+        path = record(tmp_path, "other", seed=0, test_nll_nats=nats)
+        card = json.loads((path / "metrics.json").read_text()) | {"backend": backend}
+        (path / "metrics.json").write_text(json.dumps(card))
+    text = results.tables(tmp_path, known)
+    assert "**60.00**" in text and "**50.00**" in text
+
+
+def test_a_setting_is_named_unless_the_command_has_another(tmp_path):
+    known = tmp_path / "published.json"
+    known.write_text('{"iwae": {"system": "IWAE", "setting": "k = 5"}}')
+    record(tmp_path, "iwae", seed=0, test_nll_nats=2.0, more=" --out 'my runs'")
+    record(tmp_path, "iwae", test_nll_nats=1.0, more=" --num-samples 50 --save-freq 9")
+    record(tmp_path, "fvbn", test_nll_nats=3.0, resumed=True)
+    text = results.tables(tmp_path, known)
+    assert row(text, "IWAE, k = 5")[1] == "**2.00**"
+    assert row(text, "IWAE, --num-samples 50")[1] == "**1.00**"
+    assert row(text, "fvbn")[6] == "over 2 min, JAX"  # those of its last part
+
+
+def test_what_is_no_record_is_named(tmp_path):
+    path = record(tmp_path, "made", test_nll_nats=1.0) / "metrics.json"
+    card = json.loads(path.read_text())
+    del card["machine"], card["results"]["training_seconds"]
+    path.write_text(json.dumps(card))
+    lacks = r"metrics.json is no .*: it lacks \['machine', 'training_seconds'\]"
+    with pytest.raises(ValueError, match=lacks):
+        results.tables(tmp_path, tmp_path / "none.json")
+    path.write_text("{")
+    with pytest.raises(SystemExit, match="metrics.json is no JSON"):
+        results.main([str(tmp_path)])
 
 
 def test_a_picture_has_a_row_for_each_recipe(tmp_path, rng):
@@ -139,6 +180,12 @@ def test_a_grid_is_cut_into_the_images_that_it_was_made_of(side, n, tmp_path, rn
     assert cells.shape[1:] == (factor * (side + 1),) * 2 + (3,)
     inside = cells[:n, : factor * side : factor, : factor * side : factor, :1]
     np.testing.assert_array_equal(inside, 255 * images)
+
+
+def test_what_is_no_grid_is_told(tmp_path):
+    Image.new("L", (20, 20)).save(tmp_path / "samples.png")
+    with pytest.raises(ValueError, match="samples.png has no grey lines"):
+        contact_sheet.tiles(tmp_path / "samples.png")
 
 
 def test_a_folder_without_records_is_told(tmp_path):
