@@ -24,7 +24,7 @@ args = arguments(
     __doc__,
     "pixel_cnn_binarized_mnist",
     data="binarized_mnist",
-    epochs=10,
+    epochs=4,
     batch_size=16,
     filters=16,
     blocks=8,
@@ -44,6 +44,6 @@ model = kgen.models.PixelCNN(
     kernel_size=args.kernel_size,
     head_filters=32,
 )
-model.compile(keras.optimizers.Adam(cosine(args, splits, 2e-3)))
+model.compile(keras.optimizers.Adam(cosine(args, splits, 1e-3)))
 seconds = fit(args, model, splits, every=max(1, args.epochs // 2), samples=16)
 finish(args, model, splits, seconds)
