@@ -65,7 +65,6 @@ def mnist():
 # Importing
 
 
-@pytest.mark.once
 def test_import_needs_no_optional_package():
     def imported(module):
         code = f"import sys, {module}; print(*sys.modules)"

@@ -146,7 +146,6 @@ def test_smoke_run_of_a_game(recipe, tmp_path):
     assert (version / "saved_model.pb").exists()
 
 
-@pytest.mark.once
 def test_the_feature_recipe_reaches_its_model_and_floors(tmp_path):
     done = run("mnist_features.py", "--smoke", "--data", "digits", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
