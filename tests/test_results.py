@@ -147,21 +147,26 @@ def test_what_is_no_record_is_named(tmp_path):
 
 
 def test_a_picture_has_a_row_for_each_recipe(tmp_path, rng):
-    for recipe in ("b", "a"):
+    for recipe in ("b", "a", "c"):
         path = record(tmp_path, recipe, test_nll_nats=1.0)
         images = rng.integers(0, 2, (16, 28, 28, 1))
         kgen.callbacks.save_grid(path / "samples.png", images, 2)
     record(tmp_path, "without", test_nll_nats=1.0)
     found = results.records(tmp_path)
-    for columns, size in ((1, (324, 2 * 60)), (2, (2 * 324, 60)), (3, (2 * 324, 60))):
+    wide, tall = 150 + 3 * 58, 60
+    for columns, size, (left, top) in (  # where b is: below a, if there is a below
+        (1, (wide, 3 * tall), (0, tall)),
+        (2, (2 * wide, 2 * tall), (0, tall)),
+        (4, (3 * wide, tall), (wide, 0)),
+    ):
         made = contact_sheet.draw(found, {}, tmp_path / "all.png", 3, columns)
         with Image.open(made) as page:
-            assert page.size == size  # 324 = 150 + 3 * 58
-            last = np.asarray(page)[-60:-4, 150 - 324 :]  # the row of b
+            assert page.size == size
+            shown = np.asarray(page)[top : top + 56, left + 150 : left + wide]
         for i, tile in enumerate(contact_sheet.tiles(tmp_path / "b/0/samples.png")[:3]):
             assert np.any(tile != tile[0, 0])
             tile = Image.fromarray(tile).resize((56, 56), Image.Resampling.NEAREST)
-            np.testing.assert_array_equal(last[:, i * 58 : i * 58 + 56], tile)
+            np.testing.assert_array_equal(shown[:, i * 58 : i * 58 + 56], tile)
     readme = tmp_path / "README.md"
     readme.write_text("no markers")
     with pytest.raises(SystemExit, match="lacks the markers"):
