@@ -1,6 +1,7 @@
 # make demo   set up .venv, train a VAE on embedded digits, draw, export a SavedModel
 # make test   set up .venv, run the tests on TensorFlow, JAX and PyTorch
-# make features   the README's table, from the results of the last make test
+# make test-all   the same with the exhaustive ones: further shapes, kinds, kills, machines
+# make mutants    deliberate mistakes in a copy of kgen, each with the test that catches it
 # make serve  a TensorFlow Serving of all that was exported, or how to start one
 # make results    the README's tables of numbers, from the recipes' records
 # make lint   ruff
@@ -9,9 +10,9 @@
 
 PYTHON   ?= python3
 VENV     ?= .venv
-BACKENDS ?= jax tensorflow torch
-# Backends tested at once: a suite keeps less than one core busy.
-JOBS     ?= 3
+BACKENDS ?= torch tensorflow jax
+# Processes that share the test files of a backend.
+WORKERS  ?= 2
 BIN      := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -21,24 +22,35 @@ ifneq ($(PREPARED),)
 export TFDS_DATA_DIR ?= $(abspath $(PREPARED))
 endif
 
-.PHONY: demo test serve features results lint bench clean
+.PHONY: demo test test-all mutants serve results lint bench clean
+SHELL := /bin/bash
 
 demo: $(VENV)/.base
 	$(BIN)/python recipes/vae_digits.py
 
-test: $(VENV)/.dev
-	@mkdir -p runs
-	@printf '%s\n' $(BACKENDS) | xargs -P $(JOBS) -I{} bash -o pipefail -c \
-	  'KERAS_BACKEND={} $(BIN)/python -m pytest $(TESTS) 2>&1 \
-	  | sed -u "s/^/{}: /" | tee runs/tests_{}.log'; status=$$?; echo; \
-	grep -hE ': (FAILED|ERROR|E  |[0-9]+ (passed|failed|error))' \
-	  $(BACKENDS:%=runs/tests_%.log); exit $$status
+# One backend after another. Tests that touch no backend run with the first.
+test test-all: $(VENV)/.dev
+	@mkdir -p runs; status=0; once=""; \
+	for backend in $(BACKENDS); do \
+	  echo "== $$backend"; \
+	  KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile \
+	    -m "$(SUITE)$$once" $(TESTS) 2>&1 | tee runs/tests_$$backend.log; \
+	  case $${PIPESTATUS[0]} in 0|5) ;; *) status=1 ;; esac; \
+	  once=" and not once"; \
+	done; \
+	for backend in $(BACKENDS); do \
+	  sed -nE "s/^(FAILED|ERROR|[0-9]+ (passed|failed|error))/$$backend: &/p" \
+	    runs/tests_$$backend.log; \
+	done; exit $$status
+
+test: SUITE := not exhaustive
+test-all: SUITE := (exhaustive or not exhaustive)
+
+mutants: $(VENV)/.dev
+	$(BIN)/python tests/mutants/run.py
 
 serve: $(VENV)/.base
 	$(BIN)/python -m kgen.serving serve
-
-features:
-	$(BIN)/python tests/features.py
 
 results: $(VENV)/.base
 	$(BIN)/python -m kgen.results --readme README.md --picture recipes/results/families.png

@@ -46,7 +46,7 @@ def atomic(path, replace=True):
         yield beside / path.name
         _refuse_to_replace(path, replace)
         _to_disk(beside / path.name)
-        _move(beside / path.name, path)
+        _move(beside / path.name, path, replace)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -72,18 +72,28 @@ def _refuse_to_replace(path, replace):
         )
 
 
-def _move(source, target):
-    """One rename: a full folder that came to `target` meanwhile makes it fail. A folder
-    that gives way steps aside for a moment, and back if the rename fails."""
+def _move(source, target, replace):
+    """One rename. Without `replace` the name must still be free: of two writers the
+    second gets the error. An earlier folder is set aside, and comes back if the rename
+    fails."""
     aside = source.parent / "replaced"
-    if source.is_dir() and target.is_dir() and any(target.iterdir()):
-        os.rename(target, aside)
     try:
-        os.replace(source, target)
+        if source.is_dir():
+            if isinstance(replace, set) and target.is_dir() and any(target.iterdir()):
+                os.rename(target, aside)
+                _refuse_to_replace(aside, replace)  # what came there meanwhile
+            os.rename(source, target)  # fails if there is more than an empty folder
+        elif replace:
+            os.replace(source, target)
+        else:
+            os.link(source, target)  # a rename would replace the file of another writer
     except OSError as error:
         if aside.exists():
             os.rename(aside, target)
-        raise FileExistsError(f"'{target}' has come there meanwhile.") from error
+        raise FileExistsError(
+            f"'{target}' was written by another process meanwhile, or cannot be "
+            f"written: {error}. Choose a free name."
+        ) from error
 
 
 def writes():

@@ -6,6 +6,10 @@ import os
 import shutil
 import tempfile
 
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Tiny models: compiling them takes longer than running them ever would.
 os.environ.setdefault(
@@ -21,38 +25,23 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
-with contextlib.suppress(ImportError):
-    import torch  # before TensorFlow: the other way round may segfault
-
-    torch.set_num_threads(
-        1
-    )  # tiny tensors: threads that wait for one another cost more
-
-import features
-import keras
-import numpy as np
-import pytest
-from sklearn.datasets import load_digits
-
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "feature(name): a cell of the README's table")
-    once = "once: the same on every backend; runs with PyTorch, whose suite is quickest"
-    config.addinivalue_line("markers", once)
-    backend = keras.backend.backend()
-    config.pluginmanager.register(features.Recorder(backend), "features")
+    """Imports the backend, in the processes that run tests."""
+    if getattr(config.option, "numprocesses", None):  # of pytest-xdist: it starts those
+        return
+    with contextlib.suppress(ImportError):
+        import torch  # before TensorFlow: the other way round may segfault
 
-
-def pytest_collection_modifyitems(items):
-    if keras.backend.backend() != "torch":
-        skip = pytest.mark.skip(reason="the same on every backend: tested with PyTorch")
-        for item in items:
-            if item.get_closest_marker("once"):
-                item.add_marker(skip)
+        # Tiny tensors: threads that wait for one another cost more.
+        torch.set_num_threads(1)
+    import keras  # noqa: F401
 
 
 @pytest.fixture(autouse=True)
 def seeded():
+    import keras
+
     keras.utils.set_random_seed(0)
     yield
     keras.config.set_dtype_policy("float32")

@@ -1,7 +1,6 @@
-"""Run by test_distributed: trains four models on one device, or on two, over the same
-global batches, and writes their weights and metrics.
+"""Run by test_distributed: trains models on two devices; `train` on one or on two.
 
-    python distributed_child.py folder none|devices|workers rank port port
+    python distributed_child.py folder devices|workers rank port port model...
 
 `devices`: two devices of one process (TensorFlow, JAX) or a process each (PyTorch).
 `workers`: two processes with TensorFlow's strategy of several workers, or JAX's.
@@ -12,47 +11,47 @@ import os
 import sys
 from pathlib import Path
 
-folder, how, *rest = sys.argv[1:]
-backend = os.environ["KERAS_BACKEND"]
-rank, port, other = map(int, rest)
-if how == "workers" and backend == "tensorflow":
-    workers = [f"127.0.0.1:{p}" for p in (port, other)]
-    os.environ["TF_CONFIG"] = json.dumps(
-        {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
-    )
-if how != "none" and backend == "torch":  # what torchrun sets
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+
+def join(engine, rank, port, other):
+    """The environment that the backend's launcher sets."""
+    backend = os.environ["KERAS_BACKEND"]
+    if backend == "torch":  # as torchrun does
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    elif engine == "workers" and backend == "tensorflow":
+        workers = [f"127.0.0.1:{p}" for p in (port, other)]
+        task = {"type": "worker", "index": rank}
+        cluster = {"worker": workers}
+        os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
+    elif engine == "workers":
+        os.environ["KERAS_DISTRIBUTION_JOB_ADDRESSES"] = f"127.0.0.1:{port}"
+        os.environ["KERAS_DISTRIBUTION_NUM_PROCESSES"] = "2"
+        os.environ["KERAS_DISTRIBUTION_PROCESS_ID"] = str(rank)
+
+
+if __name__ == "__main__":
+    folder, engine, *numbers = sys.argv[1:6]
+    rank, port, other = map(int, numbers)
+    join(engine, rank, port, other)
 
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
-from keras import ops  # noqa: E402
+import zoo  # noqa: E402
+from keras import layers  # noqa: E402
 from sklearn.datasets import load_digits  # noqa: E402
 
 import kgen  # noqa: E402
-
-if how == "workers" and backend == "jax":
-    for name, value in {
-        "JOB_ADDRESSES": f"127.0.0.1:{port}",
-        "NUM_PROCESSES": "2",
-        "PROCESS_ID": str(rank),
-    }.items():
-        os.environ[f"KERAS_DISTRIBUTION_{name}"] = value
-if how != "none":
-    one_each = how == "workers"
-    kgen.distribute.use("cpu" if one_each else "cpu:2")
+from kgen.callbacks import BackupAndRestore, SampleGrid  # noqa: E402
 
 SHAPE, LEVELS = (8, 8, 1), 17
-x = load_digits().images[:142].astype("uint8")[..., None]
-MODELS = {
-    "gated": lambda: kgen.models.GatedPixelCNN(SHAPE, LEVELS, filters=8, num_blocks=1),
-    "diagonal": lambda: kgen.models.DiagonalBiLSTM(
-        SHAPE, LEVELS, units=4, num_layers=1
-    ),
-    "vae": lambda: kgen.models.VAE(SHAPE, LEVELS, latent_dim=3, hidden_units=(8,)),
-    # All that a step has, but what is of a device's own images: batch statistics and
-    # Dropout.
-    "gan": lambda: kgen.models.GAN(
+X = load_digits().images[:142].astype("uint8")[..., None]
+
+
+def gan():
+    """All that a step has, but what is of a device's part of the batch: batch
+    statistics and Dropout."""
+    generator = [layers.Input((3,)), layers.Dense(64, activation="sigmoid")]
+    return kgen.models.GAN(
         SHAPE,
         LEVELS,
         latent_dim=3,
@@ -62,66 +61,58 @@ MODELS = {
         gradient_penalty=1.0,
         spectral_norm=True,
         ema=0.5,
-        generator=keras.Sequential(
-            [
-                keras.layers.Input((3,)),
-                keras.layers.Dense(64, activation="sigmoid"),
-                keras.layers.Reshape(SHAPE),
-            ]
-        ),
-    ),
-}
+        generator=keras.Sequential([*generator, layers.Reshape(SHAPE)]),
+    )
 
 
-def weights(model):
-    return [ops.convert_to_numpy(v) for v in model.weights]
-
-
-def compiled(kind):
+def compiled(name, rank):
     keras.utils.set_random_seed(0)
-    model = MODELS[kind]()
+    model = gan() if name == "gan" else zoo.new(name, num_classes=None)
     keras.utils.set_random_seed(rank)  # processes differ, but for what they share
     # Adam would blow rounding up where a gradient of the many nats is next to 0
-    exact = kind in ("gated", "diagonal")
     gentle = keras.optimizers.Adam(1e-2, epsilon=1e-2)
-    model.compile(keras.optimizers.SGD(2e-4) if exact else gentle)
+    model.compile(keras.optimizers.SGD(2e-4) if name in zoo.EXACT else gentle)
     return model
 
 
-def fit(model, epochs):
+def fit(model, folder, rank, epochs):
     # 32, 32, 32, 32 and 13 images: a half has 7, the other 6, but where JAX divides
-    n = 140 if backend == "jax" else 141
-    held = kgen.data.Batches(x[: n - 90], batch_size=32, shuffle=False)
+    n = 140 if kgen.backend.name == "jax" else 141
+    held = kgen.data.Batches(X[: n - 90], batch_size=32, shuffle=False)
     return model.fit(
-        kgen.data.Batches(x[:n], batch_size=32, seed=1),
+        kgen.data.Batches(X[:n], batch_size=32, seed=1),
         validation_data=held,
         epochs=epochs,
         verbose=0,
         callbacks=[
-            kgen.callbacks.SampleGrid(out / f"{kind}_{rank}", n=4, every=2),
-            kgen.callbacks.BackupAndRestore(
-                out / f"{kind}_backup", delete_checkpoint=False
-            ),
+            SampleGrid(f"{folder}_{rank}", n=4, every=2),
+            BackupAndRestore(f"{folder}_backup", delete_checkpoint=False),
         ],
     ).history
 
 
-out = Path(folder)
-for kind in MODELS:
-    model = compiled(kind)
-    if kind == "vae" and how != "none":  # in two parts
-        fit(model, 1)
-        model = compiled(kind)
-    logs = {f"log_{k}": np.array(v[-1]) for k, v in fit(model, 2).items()}
-    if kind == "vae":  # arrays, of a size that cannot be divided
-        scores = model.evaluate(x[:51], batch_size=20, verbose=0)
-        if how != "workers":  # TensorFlow's take images alone
+def train(name, folder, rank=0, engine=None):
+    """Weights and metrics go to <folder>/<name>.npz, by the first process."""
+    model, out = compiled(name, rank), Path(folder)
+    if name == "vae" and engine:  # interrupted and resumed
+        fit(model, out / name, rank, 1)
+        model = compiled(name, rank)
+    logs = {k: v[-1] for k, v in fit(model, out / name, rank, 2).items()}
+    if name == "vae":  # arrays, of a size that cannot be divided
+        logs |= model.evaluate(X[:51], batch_size=20, verbose=0)
+        if engine != "workers":  # TensorFlow's take images alone
             weight = (np.arange(51) >= 20).astype("float32")  # none of the first batch
-            weighted = model.evaluate(
-                x[:51], sample_weight=weight, batch_size=20, verbose=0
+            scores = model.evaluate(
+                X[:51], sample_weight=weight, batch_size=20, verbose=0
             )
-            scores |= {f"weighted_{k}": v for k, v in weighted.items()}
-        logs |= {f"log_{k}": np.array(v) for k, v in scores.items()}
-    model.save_weights(out / f"{kind}_{rank}.weights.h5")
+            logs |= {f"weighted_{k}": v for k, v in scores.items()}
+    model.save_weights(out / f"{name}_{rank}.weights.h5")
     if kgen.distribute.process()[0] == 0:
-        np.savez(out / f"{kind}.npz", *weights(model), **logs)
+        logs = {f"log_{k}": np.array(v) for k, v in logs.items()}
+        np.savez(out / f"{name}.npz", *zoo.weights(model), **logs)
+
+
+if __name__ == "__main__":
+    kgen.distribute.use("cpu" if engine == "workers" else "cpu:2")
+    for name in sys.argv[6:]:
+        train(name, folder, rank, engine)

@@ -1,10 +1,16 @@
-"""Loads SavedModels as a stock server does, without kgen and keras: for each line of
-input, [path, requests, answers], runs a model both ways on requests from one file,
-writes the answers to another, and says what is in its graph."""
+"""Run by test_export: answers requests by SavedModels as a stock server does, without
+kgen and keras, and reports what is in their graphs.
+
+    python loader_child.py folder name...
+
+For each <folder>/<name>, with a SavedModel in 1/ and requests.npz, writes answers.npz
+and report.json. A request is named <signature>[:<anything>]/<input>. The named ones
+are loaded by tf.saved_model.load too.
+"""
 
 import json
 import sys
-import traceback
+from pathlib import Path
 
 sys.modules["keras"] = sys.modules["kgen"] = None
 
@@ -14,129 +20,121 @@ from tensorflow.core.protobuf import config_pb2
 from tensorflow.python.framework import op_def_registry
 from tensorflow_serving.apis import prediction_log_pb2
 
+BAD = {"images": 255, "label": 99, "z": np.inf, "known_rows": 9}
 
-def warmed(path, signatures):
-    """The signatures whose warm-up request is answered."""
-    file, asked = path + "/assets.extra/tf_serving_warmup_requests", []
-    for record in tf.data.TFRecordDataset(file):
+
+def read(path):
+    """{call: {input: array}}."""
+    calls = {}
+    with np.load(path) as loaded:
+        for key in loaded.files:
+            call, name = key.split("/")
+            calls.setdefault(call, {})[name] = loaded[key]
+    return calls
+
+
+def warm_up_requests(path):
+    """[(model, signature, {input: array})]."""
+    files = path.glob("assets.extra/tf_serving_warmup_requests")
+    for record in tf.data.TFRecordDataset([str(file) for file in files]):
         log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
         request = log.predict_log.request
-        feed = {k: tf.constant(tf.make_ndarray(v)) for k, v in request.inputs.items()}
-        answer = signatures[request.model_spec.signature_name](**feed)
-        assert all(len(v) == 1 for v in answer.values())
-        asked.append([request.model_spec.name, request.model_spec.signature_name])
-    return asked
+        feed = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
+        yield request.model_spec.name, request.model_spec.signature_name, feed
 
 
-def shapes_refused(session, signatures, calls):
-    """{"signature/input": what is said to it} of requests with an input of another size
-    or number than the others. By the runtime's own entrance, as a server does: the
-    session's in Python would check the shapes itself."""
-    said = {}
-    for call, feed in calls.items():
-        if ":" in call:
-            continue
-        signature = signatures[call]
-        options = config_pb2.CallableOptions(
-            feed=[signature.inputs[k].name for k in feed],
-            fetch=[t.name for t in signature.outputs.values()],
-        )
-        run = session._make_callable_from_options(options)
-        run(*feed.values())
-        for name, value in feed.items():
-            wrong = {"size": value[:, :-1]} if value.ndim > 1 else {}
-            wrong |= {"number": value[:-1]} if len(feed) > 1 else {}
-            for what, bad in wrong.items():
-                try:
-                    run(*(feed | {name: bad}).values())
-                    words = "nothing"
-                except tf.errors.InvalidArgumentError as error:
-                    words = error.message
-                said[f"{what} {call}/{name}"] = words
-    return said
-
-
-def serve(path, requests, answers):
-    requests = np.load(requests)
-    calls = {}
-    for key in requests.files:
-        call, name = key.split("/")
-        calls.setdefault(call, {})[name] = requests[key]
-    out, loaded = {}, {}
-    eager = tf.saved_model.load(path)
-    for call, feed in calls.items():
-        answer = eager.signatures[call.split(":")[0]](
-            **{k: tf.constant(v) for k, v in feed.items()}
-        )
-        loaded[call] = {k: v.numpy() for k, v in answer.items()}
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        meta = tf.compat.v1.saved_model.load(session, ["serve"], path)
-        nodes = list(meta.graph_def.node)
-        own = [f.signature.name for f in meta.graph_def.library.function]
-        for fn in meta.graph_def.library.function:
-            nodes += fn.node_def
-        compiled = [
-            n
-            for n in [*nodes, *meta.graph_def.library.function]
-            if n.attr["_XlaMustCompile"].b
-        ]
-        ops = sorted({n.op for n in nodes} - set(own))
-        stateful = [o for o in ops if op_def_registry.get(o).is_stateful]
-        shapes = {}
-        for call, feed in calls.items():
-            signature = meta.signature_def[call.split(":")[0]]
-            shapes[call.split(":")[0]] = {
-                k: [t.dtype, [d.size for d in t.tensor_shape.dim]]
-                for part in (signature.inputs, signature.outputs)
-                for k, t in part.items()
-            }
-            fetched = session.run(
-                {k: t.name for k, t in signature.outputs.items()},
-                {signature.inputs[k].name: v for k, v in feed.items()},
-            )
-            for k, v in fetched.items():
-                np.testing.assert_allclose(v, loaded[call][k], rtol=1e-5, atol=1e-5)
-                out[call + "/" + k] = v
-        errors = {}
-        bad = {
-            "bad_images": {"images": 255},
-            "bad_label": {"label": 99},
-            "bad_z": {"z": np.inf},
-            "bad_rows": {"known_rows": 9},
-        }
-        for call, feed in bad.items():
-            names = [n for n in calls if list(feed)[0] in calls[n] and ":" not in n]
-            name = names[-1] if names else None
-            if name is None:
-                continue
-            signature = meta.signature_def[name]
-            first = {
-                k: np.full_like(v, feed.get(k, 0)) if k in feed else v
-                for k, v in calls[name].items()
-            }
-            try:
-                session.run(
-                    {k: t.name for k, t in signature.outputs.items()},
-                    {signature.inputs[k].name: v for k, v in first.items()},
-                )
-            except tf.errors.InvalidArgumentError as error:
-                errors[call] = error.message
-        errors |= shapes_refused(session, meta.signature_def, calls)
-    np.savez(answers, **out)
+def graph(definition):
+    """The operations of a graph and its functions."""
+    functions = definition.library.function
+    nodes = [*definition.node, *(n for f in functions for n in f.node_def)]
+    ops = {n.op for n in nodes} - {f.signature.name for f in functions}
+    compiled = [n for n in [*nodes, *functions] if n.attr["_XlaMustCompile"].b]
     return {
-        "ops": ops,
-        "stateful": stateful,
+        "ops": sorted(ops),
+        "stateful": sorted(o for o in ops if op_def_registry.get(o).is_stateful),
         "compiled": len(compiled),
-        "warmed": warmed(path, eager.signatures),
-        "errors": errors,
-        "shapes": shapes,
-        "default": "serving_default" in meta.signature_def,
     }
 
 
-for line in sys.stdin:
-    try:
-        said = serve(*json.loads(line))
-    except Exception:
-        said = {"failed": traceback.format_exc()}
-    print(json.dumps(said), flush=True)
+def shapes(signature):
+    """{input or output: its shape}."""
+    tensors = [*signature.inputs.items(), *signature.outputs.items()]
+    return {k: [d.size for d in t.tensor_shape.dim] for k, t in tensors}
+
+
+def callable_of(session, signature):
+    """The signature by the runtime's own entrance, as a server calls it: the session's
+    in Python checks shapes itself."""
+    inputs, outputs = sorted(signature.inputs), sorted(signature.outputs)
+    options = config_pb2.CallableOptions(
+        feed=[signature.inputs[k].name for k in inputs],
+        fetch=[signature.outputs[k].name for k in outputs],
+    )
+    call = session._make_callable_from_options(options)
+
+    def run(feed):
+        values = call(*(feed[k] for k in inputs))
+        return dict(zip(outputs, values, strict=True))
+
+    return run
+
+
+def errors(run, feed):
+    """{"values input": the error message} of bad values, and of an input whose "size"
+    or "number" of rows is not that of the others."""
+    messages = {}
+    for name, value in feed.items():
+        wrong = {}
+        if name in BAD:
+            wrong["values"] = np.full_like(value, BAD[name])
+        if value.ndim > 1:
+            wrong["size"] = value[:, :-1]
+        if len(feed) > 1:
+            wrong["number"] = value[:-1]
+        for kind, bad in wrong.items():
+            try:
+                run(feed | {name: bad})
+                messages[f"{kind} {name}"] = "no error"
+            except tf.errors.InvalidArgumentError as error:
+                messages[f"{kind} {name}"] = error.message
+    return messages
+
+
+def serve(path):
+    calls, version = read(path / "requests.npz"), str(path / "1")
+    warm_up = list(warm_up_requests(path / "1"))
+    answers, report = {}, {"errors": {}, "shapes": {}, "warmed": []}
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        meta = tf.compat.v1.saved_model.load(session, ["serve"], version)
+        run = {}
+        for call, feed in calls.items():
+            name = call.split(":")[0]
+            signature = meta.signature_def[name]
+            if call == name:
+                run[name] = callable_of(session, signature)
+                report["shapes"][name] = shapes(signature)
+                report["errors"][name] = errors(run[name], feed)
+            answers |= {f"{call}/{k}": v for k, v in run[name](feed).items()}
+        for model, name, feed in warm_up:
+            assert all(len(v) == 1 for v in run[name](feed).values())
+            report["warmed"].append([model, name])
+    np.savez(path / "answers.npz", **answers)
+    (path / "report.json").write_text(json.dumps(report | graph(meta.graph_def)))
+
+
+def serve_eagerly(path):
+    """TensorFlow's other loader gives the same answers."""
+    signatures = tf.saved_model.load(str(path / "1")).signatures
+    with np.load(path / "answers.npz") as answers:
+        for call, feed in read(path / "requests.npz").items():
+            feed = {k: tf.constant(v) for k, v in feed.items()}
+            for k, v in signatures[call.split(":")[0]](**feed).items():
+                expected = answers[f"{call}/{k}"]
+                np.testing.assert_allclose(v, expected, rtol=1e-5, atol=1e-5)
+
+
+folder, *both = sys.argv[1:]
+for path in sorted(Path(folder).glob("*/requests.npz")):
+    serve(path.parent)
+for name in both:
+    serve_eagerly(Path(folder, name))

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Stands in for `tensorflow_model_server` where there is none: TensorFlow's own loader
-behind the interfaces that the server documents, REST and gRPC, with the flags that the
-tests give. It polls for versions, loads the newest, replays its warm-up requests, and
-then lets go of the older one. It is not the server: it does not batch.
+"""Replaces `tensorflow_model_server` where there is none: TensorFlow's loader behind
+the documented REST and gRPC interfaces, with the flags that the tests give. It polls
+for versions, loads the newest, runs its warm-up requests, and then drops the older
+one. It does not batch.
 
     TENSORFLOW_MODEL_SERVER=tests/stand_in_server.py pytest tests/test_tf_serving.py
 """
@@ -116,7 +116,7 @@ class Rest(http.server.BaseHTTPRequestHandler):
     """https://www.tensorflow.org/tfx/serving/api_rest"""
 
     CODES = {"NOT_FOUND": 404, "INVALID_ARGUMENT": 400, "FAILED_PRECONDITION": 400}
-    PATH = r"/v1/models/(\w[\w.-]*)(?:/versions/(\d+))?(/metadata|:predict)?"
+    PATH = r"/v1/models/(\w[\w.-]*)(?:/versions/(\d+))?[/:]?(metadata|predict)?"
 
     def log_message(self, *args):
         pass
@@ -128,8 +128,7 @@ class Rest(http.server.BaseHTTPRequestHandler):
                 raise Refused("INVALID_ARGUMENT", f"Malformed request: {self.path}")
             name, number, what = match.groups()
             held = self.server.models.version(name, number and int(number))
-            answer = self.answered(held, name, what)
-            code = 200
+            code, answer = 200, getattr(self, what or "status")(held, name)
         except Refused as error:
             code, answer = self.CODES[error.code], {"error": str(error)}
         content = json.dumps(answer).encode()
@@ -140,41 +139,34 @@ class Rest(http.server.BaseHTTPRequestHandler):
 
     do_GET = do_POST = handle_request
 
-    def answered(self, held, name, what):
-        if what is None:
-            version = {"version": str(held.number), "state": "AVAILABLE", "status": {}}
-            return {"model_version_status": [version]}
-        if what == "/metadata":
-            spec = {"name": name, "version": str(held.number)}
-            said = {
-                "signature_def": {
-                    k: MessageToDict(
-                        v,
-                        preserving_proto_field_name=True,
-                        always_print_fields_with_no_presence=True,
-                    )
-                    for k, v in held.described.items()
-                }
-            }
-            return {"model_spec": spec, "metadata": {"signature_def": said}}
+    def status(self, held, name):
+        version = {"version": str(held.number), "state": "AVAILABLE", "status": {}}
+        return {"model_version_status": [version]}
+
+    def metadata(self, held, name):
+        plain = {
+            "preserving_proto_field_name": True,
+            "always_print_fields_with_no_presence": True,
+        }
+        signatures = {k: MessageToDict(v, **plain) for k, v in held.described.items()}
+        spec = {"name": name, "version": str(held.number)}
+        metadata = {"signature_def": {"signature_def": signatures}}
+        return {"model_spec": spec, "metadata": metadata}
+
+    def predict(self, held, name):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         signature = body.get("signature_name", "serving_default")
         if "inputs" in body:
             outputs = held.predict(signature, body["inputs"])
             plain = {k: v.tolist() for k, v in outputs.items()}
-            single = len(plain) == 1
-            return {"outputs": next(iter(plain.values())) if single else plain}
+            return {"outputs": plain if len(plain) > 1 else next(iter(plain.values()))}
         rows = body["instances"]
-        inputs = {k: [row[k] for row in rows] for k in rows[0]}
-        outputs = held.predict(signature, inputs)
+        outputs = held.predict(signature, {k: [r[k] for r in rows] for k in rows[0]})
         if len(outputs) == 1:
             return {"predictions": next(iter(outputs.values())).tolist()}
         each = range(len(rows))
-        return {
-            "predictions": [
-                {k: v[i].tolist() for k, v in outputs.items()} for i in each
-            ]
-        }
+        answers = [{k: v[i].tolist() for k, v in outputs.items()} for i in each]
+        return {"predictions": answers}
 
 
 class Grpc(
@@ -205,11 +197,11 @@ class Grpc(
 
     def GetModelMetadata(self, request, context):
         held = self.held(request, context)
-        said = get_model_metadata_pb2.SignatureDefMap()
+        signatures = get_model_metadata_pb2.SignatureDefMap()
         for name, signature in held.described.items():
-            said.signature_def[name].CopyFrom(signature)
+            signatures.signature_def[name].CopyFrom(signature)
         answer = get_model_metadata_pb2.GetModelMetadataResponse()
-        answer.metadata["signature_def"].Pack(said)
+        answer.metadata["signature_def"].Pack(signatures)
         return answer
 
     def GetModelStatus(self, request, context):

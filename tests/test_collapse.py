@@ -1,98 +1,86 @@
-"""The watch over adversarial games."""
+"""CollapseGuard: when it ends the training of a GAN, and what it reports."""
 
 import warnings
 
+import keras
 import numpy as np
 import pytest
-from families import FAMILIES
+import zoo
 
 from kgen.callbacks import CollapseGuard
 
-
-def game(name="gan"):
-    model = FAMILIES[name]()
-    model.compile("adam")
-    return model
+CERTAIN = {"accuracy_real": 0.995, "accuracy_generated": 1.0}
 
 
-def logs_of(epochs, **values):
-    return [values] * epochs
-
-
-def watched(guard, model, all_logs):
-    """Epochs that `guard` lets pass, of these logs; and what it says."""
+def watch(guard, logs, model=None):
+    """The epoch after which `guard` stops, of these logs, or None; and its warnings."""
+    model = model or keras.Sequential()
     guard.set_model(model)
     model.stop_training = False
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)
         guard.on_train_begin()
-        for epoch, logs in enumerate(all_logs):
-            guard.on_train_batch_end(0, logs)
-            guard.on_epoch_end(epoch, logs)
+        for epoch, values in enumerate(logs):
+            guard.on_train_batch_end(0, values)
+            guard.on_epoch_end(epoch, values)
             if model.stop_training:
-                return epoch + 1, [str(w.message) for w in said]
-    return None, [str(w.message) for w in said]
+                return epoch + 1, [str(w.message) for w in caught]
+    return None, [str(w.message) for w in caught]
 
 
-SURE = {"accuracy_real": 0.995, "accuracy_generated": 1.0}
+@pytest.mark.once
+def test_a_saturated_discriminator_ends_after_patience():
+    ended, warned = watch(CollapseGuard(patience=3, n=0), [CERTAIN] * 9)
+    assert ended == 3 and len(warned) == 1
+    for words in ("for 3 epochs", "99.5%", "Try"):
+        assert words in warned[0]
+    half = CERTAIN | {"accuracy_generated": 0.5}
+    logs = [CERTAIN, CERTAIN, half, CERTAIN, CERTAIN]
+    assert watch(CollapseGuard(patience=3, n=0), logs) == (None, [])
+    ended, warned = watch(CollapseGuard(patience=2, n=0, stop=False), [CERTAIN] * 6)
+    assert ended is None and len(warned) == 1
 
 
-def test_a_saturated_discriminator_ends_the_game_after_patience():
-    guard = CollapseGuard(patience=3, n=0)
-    ended, said = watched(guard, game(), logs_of(9, **SURE))
-    assert ended == 3 and len(said) == 1
-    assert "for 3 epochs" in said[0] and "99.5%" in said[0] and "Try" in said[0]
-    half = SURE | {"accuracy_generated": 0.5}
-    epochs = logs_of(2, **SURE) + logs_of(1, **half) + logs_of(2, **SURE)
-    assert watched(guard, game(), epochs) == (None, [])
-
-
-def test_a_warning_alone_is_given_once():
-    guard = CollapseGuard(patience=2, n=0, stop=False)
-    ended, said = watched(guard, game(), logs_of(6, **SURE))
-    assert ended is None and len(said) == 1
-
-
+@pytest.mark.once
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_ends_it_at_once(value):
-    ended, said = watched(CollapseGuard(n=0), game(), [{"generator_loss": value}])
-    assert ended == 1 and "generator_loss is not finite at batch 1" in said[0]
+def test_a_value_that_is_not_finite_ends_at_once(value):
+    ended, warned = watch(CollapseGuard(n=0), [{"generator_loss": value}])
+    assert ended == 1 and "generator_loss is not finite at batch 1" in warned[0]
 
 
-@pytest.mark.parametrize("name", ["gan", "gan-critic"])
-def test_samples_that_are_all_the_same_end_it(name):
-    model = game(name)
-    critic = logs_of(4, critic_difference=100.0, loss=0.0)
-    assert watched(CollapseGuard(patience=2), model, critic) == (None, [])
-    for v in model.generator.weights + getattr(model, "average", model).weights:
-        v.assign(0.0 * v)
-    ended, said = watched(CollapseGuard(patience=2), model, critic)
-    assert ended == 2 and "16 samples have been all but one image" in said[0]
+@pytest.mark.parametrize("name", zoo.GANS)
+def test_nearly_identical_samples_end_it(name):
+    """Those of the generator: an average begins as the new generator's gray image."""
+    model = zoo.new(name, architecture="mlp", width=10)
+    logs = [{"critic_difference": 100.0, "loss": 0.0}] * 4
+    networks = [model.generator]
+    if model.ema is not None:
+        networks.insert(0, model.average)
+    for network in networks:
+        assert watch(CollapseGuard(patience=2), logs, model) == (None, [])
+        for v in network.weights:
+            v.assign(0.0 * v)
+    ended, warned = watch(CollapseGuard(patience=2), logs, model)
+    assert ended == 2 and "16 samples have been all but one image" in warned[0]
 
 
-def test_an_average_that_has_just_begun_is_no_collapse():
-    """It begins as the new generator's one grey image."""
-    model = game()
-    for v in model.average.weights:
-        v.assign(0.0 * v)
-    epochs = logs_of(4, loss=1.0)
-    assert watched(CollapseGuard(patience=2), model, epochs) == (None, [])
-
-
-def test_it_works_in_fit_and_says_where_a_nan_came_from(digits):
-    model = game()
+def test_fit_ends_where_a_value_is_not_finite(digits):
+    """A gradient of NaN is reported as one: 0 is float16's overflow."""
+    model = zoo.new("gan", architecture="mlp", width=10)
+    model.compile("adam")
     model.fit(digits[:64], epochs=2, verbose=0, callbacks=[CollapseGuard()])
-    model.discriminator.trainable_variables[0].assign(
-        np.nan * model.discriminator.trainable_variables[0]
-    )
+    weights = model.discriminator.trainable_variables[0]
+    weights.assign(np.nan * weights)
     with pytest.warns(RuntimeWarning, match="is not finite at batch 1"):
         history = model.fit(
             digits[:64], epochs=3, verbose=0, callbacks=[CollapseGuard(n=0)]
         )
     assert len(history.epoch) == 1
+    assert np.isnan(history.history["generator_gradient_norm"][0])
 
 
-def test_wrong_arguments_are_told():
+@pytest.mark.once
+def test_wrong_arguments_raise():
     for arguments in ({"accuracy": 0.3}, {"n": 1}, {"n": -1}, {"patience": 0}):
         with pytest.raises(ValueError):
             CollapseGuard(**arguments)

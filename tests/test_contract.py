@@ -1,242 +1,94 @@
-"""What every family owes a Keras user: configure, fit, save, load, resume, draw."""
+"""What `fit`, `evaluate` and `sample` take and refuse: data, labels, arguments."""
 
+import functools
 import json
 
 import keras
 import numpy as np
 import pytest
-from families import CLASSES, FAMILIES, LEVELS, SHAPE, arguments
-from keras import ops
 from PIL import Image
+from zoo import LEVELS, MODELS, SHAPE, assert_same, inputs, new, numpy, weights
 
 import kgen
 from kgen import batching
 from kgen.data import Batches
 
 
-def numpy(x):
-    return ops.convert_to_numpy(x)
-
-
-@pytest.fixture(params=FAMILIES)
-def model(request):
-    model = FAMILIES[request.param]()
-    model.compile(keras.optimizers.Adam(1e-3))
+def compiled(name, optimizer="adam"):
+    model = new(name)
+    model.compile(optimizer)
     return model
 
 
-@pytest.fixture
-def data(model, digits, digit_labels):
-    return arguments(model, digits, digit_labels)
+@pytest.fixture(scope="module")
+def vae():
+    return compiled("vae")
 
 
-def same_weights(a, b, atol=0.0):
-    for v, w in zip(a.weights, b.weights, strict=True):
-        np.testing.assert_allclose(numpy(v), numpy(w), atol=atol, rtol=0)
+@pytest.fixture(scope="module")
+def exact():
+    return compiled("fvbn")
 
 
-def test_config_round_trip_is_json(model):
-    config = json.loads(json.dumps(keras.saving.serialize_keras_object(model)))
-    again = keras.saving.deserialize_keras_object(config)
-    assert type(again) is type(model)
-    plain = [  # networks of one's own have numbers of shared objects in theirs
-        {k: v for k, v in m.get_config().items() if k not in ("encoder", "decoder")}
-        for m in (model, again)
+def some(*names):
+    """These models by default, the rest of the registry in the exhaustive suite."""
+    return [
+        name if name in names else pytest.param(name, marks=pytest.mark.exhaustive)
+        for name in MODELS
     ]
-    assert plain[0] == plain[1]
-    assert [v.shape for v in again.weights] == [v.shape for v in model.weights]
-    assert model.built and again.built
 
 
-@pytest.mark.feature("save")
-def test_keras_file_and_weights_round_trip(model, data, tmp_path):
-    model.fit(*data, epochs=1, verbose=0)
-    model.save(tmp_path / "m.keras")
-    model.save_weights(tmp_path / "m.weights.h5")
-    loaded = keras.models.load_model(tmp_path / "m.keras")
-    assert loaded.compiled
-    fresh = type(model).from_config(model.get_config())
-    fresh.load_weights(tmp_path / "m.weights.h5")
-    for other in (loaded, fresh):
-        same_weights(model, other)
-        np.testing.assert_array_equal(model.sample(3, seed=2), other.sample(3, seed=2))
-    # the loaded optimizer goes on as the saved one would have
-    for m in (model, loaded):
-        m.fit(*data, shuffle=False, verbose=0)
-    same_weights(model, loaded, atol=1e-6)
-
-
-@pytest.mark.feature("save")
-def test_preset_round_trip(model, tmp_path):
-    for v in model.trainable_variables:  # some begin at zero
-        v.assign(v + 0.1)
-    folder = tmp_path / "preset"
-    model.save_to_preset(folder)
-    names = {p.name for p in folder.iterdir()}
-    assert names == {"config.json", "metadata.json", "model.weights.h5"}
-    config = json.loads((folder / "config.json").read_text())
-    assert "compile_config" not in config and "build_config" not in config
-    metadata = json.loads((folder / "metadata.json").read_text())
-    assert metadata["parameter_count"] == model.count_params()
-    again = kgen.models.GenerativeModel.from_preset(folder)
-    same_weights(model, again)
-    model.save_to_preset(folder)  # in place of the old one
-    assert not list(tmp_path.glob(".writing-*"))
-    without = type(model).from_preset(folder, load_weights=False)
-    assert any(
-        np.any(numpy(a) != numpy(b))
-        for a, b in zip(without.weights, model.weights, strict=True)
-    )
-
-
-@pytest.mark.feature("callbacks")
-def test_keras_callbacks_work_unmodified(model, data, tmp_path):
-    callbacks = [
-        keras.callbacks.EarlyStopping(patience=50, restore_best_weights=True),
-        keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", save_best_only=True),
-        keras.callbacks.ModelCheckpoint(
-            tmp_path / "{epoch}.weights.h5", save_weights_only=True
-        ),
-        keras.callbacks.BackupAndRestore(tmp_path / "backup", save_freq=2),
-        keras.callbacks.TensorBoard(tmp_path / "tb", histogram_freq=1),
-        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
-        keras.callbacks.ReduceLROnPlateau(patience=50),
-        keras.callbacks.TerminateOnNaN(),
-    ]
-    logs = model.fit(
-        *data,
-        validation_data=data if len(data) > 1 else data[0],
-        epochs=2,
-        batch_size=100,
-        verbose=0,
-        callbacks=callbacks,
-    ).history
-    assert len(logs["val_loss"]) == 2 and np.all(np.isfinite(logs["val_loss"]))
-    best = keras.models.load_model(tmp_path / "best.keras")
-    evaluated = best.evaluate(*data, verbose=0)
-    assert evaluated["loss"] == pytest.approx(min(logs["val_loss"]), rel=1e-4)
-    assert (tmp_path / "2.weights.h5").exists() and list(
-        (tmp_path / "tb").rglob("*ev*")
-    )
-
-
-@pytest.mark.feature("resume")
-def test_an_interrupted_run_resumes_as_if_it_had_not_been(model, data, tmp_path):
-    """Order, noise, moments: 2 + 2 epochs in two models equal 4 in one."""
-
-    def run(m, epochs, **kwargs):
-        m.compile(keras.optimizers.Adam(1e-2))
-        m.fit(Batches(*data, batch_size=64, seed=3), epochs=epochs, verbose=0, **kwargs)
-        return m
-
-    def new():
-        return type(model).from_config(model.get_config())
-
-    def backup():
-        return keras.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False)
-
-    keras.utils.set_random_seed(5)
-    whole = run(new(), 4)
-    keras.utils.set_random_seed(5)
-    run(new(), 2, callbacks=[backup()])
-    keras.utils.set_random_seed(77)
-    resumed = run(new(), 4, callbacks=[backup()])
-    # Not exactly: TensorFlow on busy cores sums in another order from run to run.
-    same_weights(whole, resumed, atol=2e-5)
-    drawn = whole.sample(4).astype("int32") - resumed.sample(4)
-    assert np.mean(drawn != 0) < 0.02  # ties, of which some fall the other way
-
-
-@pytest.mark.feature("fit")
-def test_fit_takes_what_keras_fit_takes(model, data):
+@pytest.mark.parametrize("name", some("gated", "gan"))
+def test_fit_takes_tf_data_batches_and_loaders(name, digits, digit_labels):
     tf = pytest.importorskip("tensorflow")
     torch = pytest.importorskip("torch")
-    few = tuple(a[:64] for a in data)
-    tensors = [torch.tensor(np.asarray(a)) for a in few]
+    model = compiled(name)
+    data = tuple(a[:64] for a in inputs(model, digits, digit_labels))
+    tensors = [torch.tensor(np.asarray(a)) for a in data]
     loader = torch.utils.data.DataLoader(
         torch.utils.data.TensorDataset(*tensors), batch_size=32
     )
     sets = [
-        tf.data.Dataset.from_tensor_slices(few if len(few) > 1 else few[0]).batch(32),
-        Batches(*few, batch_size=32),
+        tf.data.Dataset.from_tensor_slices(data if len(data) > 1 else data[0]).batch(
+            32, drop_remainder=True
+        ),
+        Batches(*data, batch_size=32),
         loader,
     ]
     for dataset in sets:
-        logs = model.fit(dataset, validation_data=dataset, epochs=1, verbose=0).history
+        logs = model.fit(dataset, validation_data=dataset, verbose=0).history
         assert np.isfinite(logs["val_loss"][0])
-        assert set(model.evaluate(dataset, verbose=0)) == {
-            m.name for m in model.metrics if "gradient" not in m.name
-        }
+    # the same images in the same batches, the same metrics
+    scores = [model.evaluate(dataset, verbose=0) for dataset in (sets[0], sets[2])]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
-def test_predict_and_call(model, data):
-    inputs = data[0] if len(data) == 1 else data
-    out = model.predict(inputs, batch_size=50, verbose=0)
-    maps = out.ndim > 1  # of a GAN they are logits
-    assert out.shape[:3] == data[0].shape[: 3 if maps else 1]
-    assert np.all(np.isfinite(out))
-    few = inputs[:3] if len(data) == 1 else tuple(a[:3] for a in data)
-    again = numpy(ops.stop_gradient(model(few)))
-    np.testing.assert_allclose(again, out[:3], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", some("fvbn", "vae-conditional", "gan"))
+def test_call_equals_predict(name, digits, digit_labels):
+    model = compiled(name)
+    data = tuple(a[:50] for a in inputs(model, digits, digit_labels))
+    x = data if len(data) > 1 else data[0]
+    few = tuple(a[:3] for a in data)
+    expected = model.predict(x, batch_size=25, verbose=0)[:3]
+    got = numpy(model(few if len(few) > 1 else few[0]))
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.feature("fit")
-def test_samples_are_integers_and_functions_of_their_seed(model):
-    images = model.sample(10, seed=3)
-    assert images.dtype == "uint8" and images.shape == (10, *SHAPE)
-    assert images.max() < LEVELS
-    np.testing.assert_array_equal(images, model.sample(10, seed=3))
-    assert np.any(images != model.sample(10, seed=4))
-    if model.num_classes is None:
-        np.testing.assert_array_equal(images[:3], model.sample(3, seed=3))
-    else:
-        labels = np.arange(10) % CLASSES
-        np.testing.assert_array_equal(images, model.sample(10, seed=3, labels=labels))
-        three = model.sample(3, seed=3, labels=labels[:3])
-        np.testing.assert_array_equal(images[:3], three)
-    assert np.any(
-        model.sample(10) != model.sample(10)
-    )  # the model's generator moves on
-    assert model.sample(0, seed=1).shape == (0, *SHAPE)
-
-
-def test_long_draws_are_split_and_say_how_far(model, capsys, monkeypatch):
+@pytest.mark.parametrize("name", some("vae", "fvbn"))
+def test_long_sampling_is_batched_with_progress(name, capsys, monkeypatch):
+    model = new(name)
     monkeypatch.setattr(batching, "MAX_BATCH", 8)
-    many = model.sample(35, seed=0)  # parts of 8, and 3 filled up to 4
+    many = model.sample(35, seed=0)  # batches of 8, and 3 padded to 4
     assert "35/35" in capsys.readouterr().out
     np.testing.assert_array_equal(many[:5], model.sample(5, seed=0))
-    np.testing.assert_array_equal(many, model.sample(35, seed=0, verbose=0))
+    np.testing.assert_array_equal(many[32:], model.sample(35, seed=0, verbose=0)[32:])
     assert capsys.readouterr().out == ""
 
 
-def test_picture_callbacks(model, data, tmp_path, capsys):
-    images, labels = data if len(data) > 1 else (data[0], None)
-    grids = [kgen.callbacks.SampleGrid(tmp_path / "s", n=10)]
-    if hasattr(model, "reconstruct"):
-        grids.append(
-            kgen.callbacks.ReconstructionGrid(tmp_path / "r", images, labels, every=2)
-        )
-    model.fit(
-        *data,
-        epochs=2,
-        verbose=0,
-        callbacks=[*grids, kgen.callbacks.Progress(["loss"])],
-    )
-    printed = capsys.readouterr().out
-    samples = tmp_path / "s" / "samples_epoch_002.png"
-    assert str(samples) in printed and "epoch 2/2  loss" in printed
-    pixels = np.asarray(Image.open(samples))
-    expected = kgen.callbacks.image_grid(model.sample(10, seed=0), LEVELS)
-    np.testing.assert_array_equal(pixels, expected)
-    drawn = [p.name for p in (tmp_path / "r").glob("*.png")]
-    assert drawn == ["reconstructions_epoch_002.png"] * (len(grids) - 1)
-
-
-def test_progress_tells_of_long_epochs(digits, capsys):
-    model = FAMILIES["fvbn"]()
-    model.compile("adam")
+@pytest.mark.once
+def test_progress_prints_lines_within_long_epochs(digits, capsys, exact):
     progress = kgen.callbacks.Progress(["loss"], seconds=1e-9)
-    model.fit(digits[:64], batch_size=16, verbose=0, callbacks=[progress])
+    exact.fit(digits[:64], batch_size=16, verbose=0, callbacks=[progress])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  loss")[0] for line in lines] == [
         *(f"epoch 1/1, step {k}/4" for k in (1, 2, 3, 4)),
@@ -246,17 +98,19 @@ def test_progress_tells_of_long_epochs(digits, capsys):
         kgen.callbacks.Progress(every=0)
 
 
-def test_the_picture_of_completions(digits, tmp_path):
-    """Rows: images, their known halves, completions from seeds 0 and 1."""
-    model, images = FAMILIES["fvbn"](), digits[:3]
-    path = kgen.callbacks.save_completions(tmp_path / "c.png", model, images, draws=2)
+@pytest.mark.once
+def test_completions_picture_has_images_halves_and_samples(digits, tmp_path, exact):
+    images = digits[:3]
+    path = kgen.callbacks.save_completions(tmp_path / "c.png", exact, images, draws=2)
     known = images.copy()
     known[:, 4:] = 0
-    drawn = [model.complete(images, 4, seed) for seed in (0, 1)]
-    rows = np.concatenate([images, known, *drawn])
+    completed = [exact.complete(images, 4, seed) for seed in (0, 1)]
+    rows = np.concatenate([images, known, *completed])
     expected = kgen.callbacks.image_grid(rows, LEVELS, columns=3)
     np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
 
+
+# Input validation
 
 BAD_IMAGES = {
     "shape": (
@@ -273,109 +127,38 @@ BAD_IMAGES = {
 
 
 @pytest.mark.parametrize("case", BAD_IMAGES)
-def test_bad_images_are_told(case, digits):
+def test_wrong_images_raise_everywhere(case, digits, vae, exact):
     images, words = BAD_IMAGES[case]
-    model = FAMILIES["vae"]()
-    model.compile("adam")
     for use in (
-        lambda: model.fit(images, verbose=0),
-        lambda: model.evaluate(images, verbose=0),
-        lambda: model.fit(digits, validation_data=images, verbose=0),
-        lambda: model.elbo(images),
-        lambda: model.log_prob(images),
-        lambda: model.encode(images),
-        lambda: model.reconstruct(images),
-        lambda: model.predict(images, verbose=0),
-    ):
-        with pytest.raises(ValueError, match=words):
-            use()
-
-
-@pytest.mark.parametrize("case", BAD_IMAGES)
-def test_bad_images_are_told_by_exact_models(case):
-    images, words = BAD_IMAGES[case]
-    model = FAMILIES["fvbn"]()
-    model.compile("adam")
-    for use in (
-        lambda: model.fit(images, verbose=0),
-        lambda: model.log_prob(images),
-        lambda: model.logits(images),
-        lambda: model.complete(images, 4),
-        lambda: model.predict(images, verbose=0),
+        lambda: vae.fit(images, verbose=0),
+        lambda: vae.evaluate(images, verbose=0),
+        lambda: vae.fit(digits, validation_data=images, verbose=0),
+        lambda: vae.elbo(images),
+        lambda: vae.log_prob(images),
+        lambda: vae.encode(images),
+        lambda: vae.reconstruct(images),
+        lambda: vae.predict(images, verbose=0),
+        lambda: exact.fit(images, verbose=0),
+        lambda: exact.log_prob(images),
+        lambda: exact.logits(images),
+        lambda: exact.complete(images, 4),
+        lambda: exact.predict(images, verbose=0),
     ):
         with pytest.raises(ValueError, match=words):
             use()
 
 
 @pytest.mark.parametrize("case", ["shape", "floats"])
-def test_bad_images_in_a_data_set_are_told(case):
+def test_wrong_images_in_a_data_set_raise(case):
     images, words = BAD_IMAGES[case]
     tf = pytest.importorskip("tensorflow")
-    model = FAMILIES["vae"]()
-    model.compile("adam")
     with pytest.raises(ValueError, match=words):
-        model.fit(tf.data.Dataset.from_tensor_slices(images).batch(2), verbose=0)
+        compiled("vae").fit(
+            tf.data.Dataset.from_tensor_slices(images).batch(2), verbose=0
+        )
 
 
-BAD_LABELS = {
-    "missing": (None, r"conditional \(num_classes=10\): pass labels"),
-    "too large": (np.full(4, 10), r"in 0\.\.9; got 10\.\.10"),
-    "negative": (np.full(4, -1), r"got -1\.\.-1"),
-    "floats": (np.zeros(4), "integer labels.*got float64"),
-    "one-hot": (np.zeros((4, 10), "int32"), r"got int32 \(4, 10\)"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_LABELS)
-def test_bad_labels_are_told(case, digits):
-    labels, words = BAD_LABELS[case]
-    model = FAMILIES["vae-conditional"]()
-    model.compile("adam")
-    for use in (
-        lambda: model.fit(digits[:4], labels, verbose=0),
-        lambda: model.evaluate(digits[:4], labels, verbose=0),
-        lambda: model.elbo(digits[:4], labels),
-        lambda: model.reconstruct(digits[:4], labels),
-    ):
-        with pytest.raises(ValueError, match=words):
-            use()
-    if labels is not None:
-        with pytest.raises(ValueError, match="integer labels"):
-            model.sample(4, labels=labels)
-
-
-def test_unconditional_models_ignore_labels(digits, digit_labels):
-    model = FAMILIES["vae"]()
-    model.compile("adam")
-    model.fit(digits, digit_labels, verbose=0)
-    assert numpy(ops.stop_gradient(model.elbo(digits[:4], digit_labels[:4]))).shape == (
-        4,
-    )
-
-
-@pytest.mark.parametrize(
-    "kwargs,words",
-    [
-        ({"image_shape": (8, 8)}, "height, width, channels"),
-        ({"image_shape": (8, 0, 1)}, "tuple of positive integers"),
-        ({"levels": 1}, r"levels must be in 2\.\.256"),
-        ({"levels": 300}, r"levels must be in 2\.\.256"),
-        ({"num_classes": 0}, "num_classes must be"),
-    ],
-)
-def test_bad_constructor_arguments_are_told(kwargs, words):
-    with pytest.raises(ValueError, match=words):
-        kgen.models.VAE(**{"image_shape": SHAPE} | kwargs)
-
-
-def test_losses_and_metrics_are_the_models_own():
-    model = FAMILIES["vae"]()
-    for kwargs in ({"loss": "mse"}, {"metrics": ["mae"]}):
-        with pytest.raises(ValueError, match="brings its own loss and metrics"):
-            model.compile("adam", **kwargs)
-
-
-def test_bad_values_in_batches_and_tuples_are_told(digits):
+def test_wrong_values_in_batches_and_tuples_raise(digits):
     model = kgen.models.VAE(SHAPE, levels=2, latent_dim=2, hidden_units=(4,))
     model.compile("adam")
     with pytest.raises(ValueError, match=r"values 0\.\.1; got values 0\.\.16"):
@@ -387,9 +170,66 @@ def test_bad_values_in_batches_and_tuples_are_told(digits):
         model.sample(-1)
 
 
-def test_further_fits_go_on_with_the_epochs_of_the_data(digits):
-    model, data, seen = FAMILIES["vae"](), Batches(digits, batch_size=100), set()
-    model.compile("adam")
+BAD_LABELS = {
+    "missing": (None, r"conditional \(num_classes=10\): pass labels"),
+    "too large": (np.full(4, 10), r"in 0\.\.9; got 10\.\.10"),
+    "negative": (np.full(4, -1), r"got -1\.\.-1"),
+    "floats": (np.zeros(4), "integer labels.*got float64"),
+    "one-hot": (np.zeros((4, 10), "int32"), r"got int32 \(4, 10\)"),
+}
+
+
+def test_wrong_labels_raise(digits):
+    model = compiled("vae-conditional")
+    for labels, words in BAD_LABELS.values():
+        for use in (
+            lambda y: model.fit(digits[:4], y, verbose=0),
+            lambda y: model.evaluate(digits[:4], y, verbose=0),
+            lambda y: model.elbo(digits[:4], y),
+            lambda y: model.reconstruct(digits[:4], y),
+        ):
+            with pytest.raises(ValueError, match=words):
+                use(labels)
+        if labels is not None:
+            with pytest.raises(ValueError, match="integer labels"):
+                model.sample(4, labels=labels)
+
+
+def test_unconditional_models_ignore_labels(digits, digit_labels):
+    model = compiled("vae")
+    model.fit(digits, digit_labels, verbose=0)
+    elbo = numpy(model.elbo(digits[:4], digit_labels[:4]))
+    np.testing.assert_array_equal(elbo, numpy(model.elbo(digits[:4])))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "kwargs,words",
+    [
+        ({"image_shape": (8, 8)}, "height, width, channels"),
+        ({"image_shape": (8, 0, 1)}, "tuple of positive integers"),
+        ({"levels": 1}, r"levels must be in 2\.\.256"),
+        ({"levels": 300}, r"levels must be in 2\.\.256"),
+        ({"num_classes": 0}, "num_classes must be"),
+    ],
+)
+def test_wrong_constructor_arguments_raise(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        kgen.models.VAE(**{"image_shape": SHAPE} | kwargs)
+
+
+@pytest.mark.once
+def test_losses_and_metrics_in_compile_raise(vae):
+    for kwargs in ({"loss": "mse"}, {"metrics": ["mae"]}):
+        with pytest.raises(ValueError, match="brings its own loss and metrics"):
+            vae.compile("adam", **kwargs)
+
+
+# State between calls
+
+
+def test_further_fits_continue_the_epochs_of_the_data(digits):
+    model, data, seen = compiled("vae"), Batches(digits, batch_size=160), set()
 
     class Look(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -400,76 +240,54 @@ def test_further_fits_go_on_with_the_epochs_of_the_data(digits):
     assert seen == {0, 1, 2}
 
 
-def test_a_frozen_model_is_left_as_it_is(digits):
-    model = FAMILIES["vae"]()
+class Interrupt(keras.callbacks.Callback):
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def on_test_batch_begin(self, batch, logs=None):
+        if batch == self.batch:
+            raise KeyboardInterrupt
+
+
+def test_failed_calls_keep_the_weights(digits):
+    """Keras on JAX takes the values out of the variables while it runs."""
+    tf = pytest.importorskip("tensorflow")
+    model = compiled("vae")
+    model.fit(digits[:64], verbose=0)
+    floats = tf.data.Dataset.from_tensor_slices(digits[:64] / 16.0).batch(32)
+    before = [numpy(v).copy() for v in model.variables + model.optimizer.variables]
+    calls = [
+        (ValueError, lambda: model.fit(floats, verbose=0)),
+        (ValueError, lambda: model.evaluate(floats, verbose=0)),
+        (ValueError, lambda: model.evaluate({"x": digits})),
+        (ValueError, lambda: model.predict(floats, verbose=0)),
+    ]
+    for batch in (0, 1):  # before the first step, and after it
+        some = {"batch_size": 32, "verbose": 0, "callbacks": [Interrupt(batch)]}
+        evaluate = functools.partial(model.evaluate, digits[:64], **some)
+        calls.append((KeyboardInterrupt, evaluate))
+    for error, call in calls:
+        with pytest.raises(error):
+            call()
+        assert_same(model.variables + model.optimizer.variables, before)
+    assert np.isfinite(model.evaluate(digits[:64], verbose=0)["loss"])
+
+
+def test_frozen_model_keeps_its_weights(digits):
+    model = new("vae")
     model.trainable = False
     model.compile("adam")
-    before = [numpy(v).copy() for v in model.weights]
+    before = weights(model)
     model.fit(digits, verbose=0)
-    for v, b in zip(model.weights, before, strict=True):
-        np.testing.assert_array_equal(numpy(v), b)
+    assert_same(weights(model), before)
 
 
-def test_compiled_files_name_no_private_class_of_a_backend(tmp_path):
+def test_compiled_files_name_no_private_class(tmp_path):
     """On PyTorch an Adam is a private subclass: other backends could not train it."""
-    model = FAMILIES["vae"]()
-    model.compile(keras.optimizers.Adam(1e-3))
+    model = compiled("vae", keras.optimizers.Adam(1e-3))
     config = json.dumps(model.get_compile_config())
     assert "keras.src" not in config and '"Adam"' in config
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras").optimizer
     assert isinstance(loaded, keras.optimizers.Adam)
-
-
-def test_folders_with_anything_else_are_not_replaced(tmp_path):
-    model = FAMILIES["vae"]()
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
-    for use in (
-        lambda: model.save_to_preset(tmp_path / "thesis"),
-        lambda: model.save(tmp_path / "thesis"),
-        lambda: model.export(tmp_path / "thesis"),
-    ):
-        with pytest.raises((FileExistsError, ValueError)):
-            use()
-    assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years of work"
-
-
-def test_what_came_meanwhile_is_not_replaced(tmp_path):
-    """Two exports to one version: the first that is done stays."""
-    for make in (lambda p: p.mkdir() or (p / "f").touch(), lambda p: p.touch()):
-        target = tmp_path / f"target{make.__code__.co_firstlineno}{id(make)}"
-        with pytest.raises(FileExistsError):
-            with kgen.files.atomic(target, replace=False) as late:
-                make(late)
-                with kgen.files.atomic(target, replace=False) as early:
-                    make(early)
-                    (early / "f" if early.is_dir() else early).write_text("early")
-        kept = target / "f" if target.is_dir() else target
-        assert kept.read_text() == "early"
-
-
-def test_unwritable_places_and_wrong_presets_are_told(tmp_path):
-    model = FAMILIES["vae"]()
-    (tmp_path / "file").write_text("in the way")
-    for use in (
-        lambda: model.save(tmp_path / "file" / "m.keras"),
-        lambda: model.save_weights(tmp_path / "file" / "m.weights.h5"),
-        lambda: model.save_to_preset(tmp_path / "file" / "preset"),
-        lambda: model.export(tmp_path / "file" / "1"),
-    ):
-        with pytest.raises(PermissionError, match="Choose an output path"):
-            use()
-    with pytest.raises(ValueError, match="No preset in"):
-        kgen.models.VAE.from_preset(tmp_path / "nothing")
-
-
-def test_an_interrupted_write_leaves_the_old_file(tmp_path):
-    path = tmp_path / "m.txt"
-    path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), kgen.files.atomic(path) as unfinished:
-        unfinished.write_text("half")
-        raise KeyboardInterrupt
-    assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == [
-        "m.txt"
-    ]

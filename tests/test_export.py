@@ -1,25 +1,28 @@
-"""SavedModels as a stock server sees them: loaded where kgen and keras cannot be."""
+"""SavedModels give the model's answers to a stock server, without kgen and keras. An
+export is written atomically, with a card, under the next free version."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
+import exports
+import keras
 import numpy as np
 import pytest
-from families import EXACT, FAMILIES, GANS, SHAPE
-from keras import ops
+import zoo
+from zoo import EXACT, SHAPE, TESTS
 
 import kgen
 
 pytest.importorskip("tensorflow_serving")
 
-# A process for all models: TensorFlow is slow to import.
-SERVER = Path(__file__).parent / "loader_child.py"
-
+HERE = kgen.backend.name == "tensorflow"  # others export in a TensorFlow process
+SOME = ("vae-user-networks", "gated", "gan")
+if HERE:
+    SOME += ("fvbn", "nade", "made-ensemble", "diagonal", "iwae")
+COLD = ("fvbn",) if HERE else ()  # exported without warm-up requests
+OTHERS = tuple(name for name in zoo.MODELS if name not in SOME)
+GROUPS = [SOME, pytest.param(OTHERS, marks=pytest.mark.exhaustive)]
 
 # Checks, control flow, and the reading of weights and their file
 STATEFUL = {"Assert", "If", "While", "PartitionedCall", "StatefulPartitionedCall"} | {
@@ -35,177 +38,171 @@ STATEFUL = {"Assert", "If", "While", "PartitionedCall", "StatefulPartitionedCall
 }
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    process = subprocess.Popen(
-        [sys.executable, str(SERVER)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=clean,
-        cwd=tmp_path_factory.mktemp("server"),
-    )
-    with process:
-        yield process
-        process.stdin.close()
+# Answers
 
 
-def serve(server, path, requests, tmp_path):
-    """{call: {output: array}} of {call: {input: array}}; calls of one signature are
-    told apart by `:something` after its name."""
-    np.savez(tmp_path / "requests.npz", **{
-        f"{call}/{name}": value
-        for call, feed in requests.items() for name, value in feed.items()
-    })  # fmt: skip
-    files = [path, tmp_path / "requests.npz", tmp_path / "answers.npz"]
-    print(json.dumps([str(file) for file in files]), file=server.stdin, flush=True)
-    report = json.loads(server.stdout.readline())
-    assert "failed" not in report, report["failed"][-3000:]
-    answers = {}
-    with np.load(tmp_path / "answers.npz") as loaded:
-        for key in loaded.files:
-            call, name = key.split("/")
-            answers.setdefault(call, {})[name] = loaded[key]
-    return answers, report
-
-
-def numpy(x):
-    return ops.convert_to_numpy(ops.stop_gradient(x))
-
-
-def asked_vae(model, x, labels, seeds):
-    """Requests of a VAE's signatures, and what the model itself says to them."""
-    z = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
-    mean, log_var = map(numpy, model.encode(x, labels))
-    requests = {call: {"images": x} for call in ("elbo", "encode", "reconstruct")}
-    return requests | {"decode": {"z": z}}, {
-        "elbo": {"elbo": numpy(model.elbo(x, labels))},
-        "encode": {"mean": mean, "log_var": log_var},
-        "decode": {"images": numpy(model.decode(z, labels))},
-        "reconstruct": {"images": numpy(model.reconstruct(x, labels))},
-    }
-
-
-def asked_exact(model, x, labels, seeds):
-    rows = np.array([0, 3, 8, 5, 1])
-    return {
-        "log_prob": {"images": x},
-        "complete": {"images": x, "known_rows": rows, "seed": seeds},
-    }, {
-        "log_prob": {"log_prob": numpy(model.log_prob(x, labels))},
-        "complete": {"images": model.complete(x, rows, seed=7, labels=labels)},
-    }
-
-
-def asked_gan(model, x, labels, seeds):
-    z = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
-    return {"discriminate": {"images": x}, "generate": {"z": z}}, {
-        "discriminate": {"logits": numpy(model.discriminate(x, labels))},
-        "generate": {"images": numpy(model.generate(z, labels))},
-    }
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.feature("export")
-def test_a_process_without_keras_gets_the_models_answers(
-    family, digits, digit_labels, server, tmp_path
-):
-    model = FAMILIES[family]()
-    model.compile("adam")
-    data = (digits, digit_labels) if model.num_classes else (digits,)
-    model.fit(*data, epochs=3, verbose=0)
-    version = kgen.export.next_version(tmp_path / "served")
-    path = model.export(version)
-    assert path == version and path.name == "1" and (path / "saved_model.pb").exists()
-
-    y = np.asarray(digit_labels[:5], "int64")
+def ask(name, model, x, y):
+    """Requests of 5 rows of each signature, and of fewer of some: {call: {input:
+    array}}; and what the model itself answers: {call/output: array}."""
     labels = None if model.num_classes is None else y
     given = {} if labels is None else {"label": y}
-    seeds = (np.int64(7) << 32) + np.arange(5)
-    pick = [3, 0]
-    requests = {
-        "serving_default": {"seed": seeds, **given},
-        "sample:alone": {"seed": seeds[3:4], **{k: v[3:4] for k, v in given.items()}},
-        "sample:some": {"seed": seeds[pick], **{k: v[pick] for k, v in given.items()}},
-        "sample:none": {"seed": seeds[:0], **{k: v[:0] for k, v in given.items()}},
+    feed = {"seed": (np.int64(7) << 32) + np.arange(5), **given}
+    images = model.sample(5, seed=7, labels=labels)
+    requests, expected = {"serving_default": feed}, {"serving_default/images": images}
+    for call, rows in (
+        ("sample", range(5)),
+        ("sample:some", [3, 0]),
+        ("sample:none", []),
+    ):
+        rows = np.array(rows, int)
+        requests[call] = {k: v[rows] for k, v in feed.items()}
+        expected[f"{call}/images"] = images[rows]
+    endpoints = model.endpoints()
+    for call, (inputs, answers) in exports.answers(name, model, x, labels).items():
+        inputs |= given
+        if "seed" in endpoints[call][1]:
+            inputs["seed"] = feed["seed"]
+        requests[call] = inputs
+        requests[f"{call}:one"] = {k: v[2:3] for k, v in inputs.items()}
+        for output, answer in zip(endpoints[call][2], answers, strict=True):
+            expected[f"{call}/{output}"] = answer
+            expected[f"{call}:one/{output}"] = answer[2:3]
+    assert {call.split(":")[0] for call in requests} == {"serving_default", *endpoints}
+    return requests, expected
+
+
+@pytest.fixture(scope="module", params=GROUPS, ids=["some", "others"])
+def served(request, digits, digit_labels, tmp_path_factory):
+    """{name: (model, its answers, the server's, the server's report)}."""
+    keras.utils.set_random_seed(0)
+    folder = tmp_path_factory.mktemp("served")
+    models = {name: exports.randomized(name) for name in request.param}
+    others = dict(models)
+    if "vae-user-networks" in models:  # by itself; with an optimizer's state
+        model = others.pop("vae-user-networks")
+        model.compile("adam")
+        model.fit(digits, verbose=0)
+        model.export(folder / "vae-user-networks" / "1")
+    for name in set(COLD) & others.keys():
+        exports.export({name: others.pop(name)}, folder, warmup=False)
+    exports.export(others, folder)
+    y, expected = np.asarray(digit_labels[:5], "int64"), {}
+    for name, model in models.items():
+        requests, expected[name] = ask(name, model, digits[:5], y)
+        flat = {f"{c}/{k}": v for c, feed in requests.items() for k, v in feed.items()}
+        np.savez(folder / name / "requests.npz", **flat)
+    both = [name for name in ("vae-user-networks", "made") if name in models]
+    zoo.run_python(TESTS / "loader_child.py", folder, *both, cwd=folder)
+    served = {}
+    for name, model in models.items():
+        with np.load(folder / name / "answers.npz") as loaded:
+            answers = {k: loaded[k] for k in loaded.files}
+        report = json.loads((folder / name / "report.json").read_text())
+        report["size"] = (folder / name / "1" / "saved_model.pb").stat().st_size
+        served[name] = model, expected[name], answers, report
+    return served
+
+
+def test_server_without_keras_gives_the_models_answers(served):
+    for name, (_, expected, answers, _) in served.items():
+        assert expected.keys() == answers.keys()
+        for call, value in expected.items():
+            answer = answers[call]
+            assert answer.dtype == value.dtype and answer.shape == value.shape, call
+            assert answer.dtype in ("uint8", "float32"), (name, call)
+            np.testing.assert_allclose(
+                answer, value, rtol=1e-5, atol=1e-5, err_msg=f"{name} {call}"
+            )
+        images = answers["serving_default/images"]
+        assert images.shape == (5, *SHAPE) and images.std() > 0
+
+
+def test_graphs_are_of_tensorflows_stateless_ops(served):
+    """All ops are TensorFlow's, or the loader had failed; no program of XLA or of
+    Python; no state but the weights, so no generator of random numbers either."""
+    for name, (*_, report) in served.items():
+        assert not [op for op in report["ops"] if "Xla" in op or "PyFunc" in op], name
+        assert not report["compiled"] and set(report["stateful"]) <= STATEFUL, name
+        assert report["size"] < 2e6, name  # pixels are loops, not 64 copies of a graph
+
+
+def test_signatures_leave_the_batch_size_alone_free(served):
+    for name, (*_, report) in served.items():
+        for signature, tensors in report["shapes"].items():
+            for tensor, shape in tensors.items():
+                where = name, signature, tensor, shape
+                assert shape[0] == -1 and -1 not in shape[1:], where
+
+
+def test_warm_up_requests_cover_all_signatures(served):
+    for name, (model, *_, report) in served.items():
+        signatures = {"serving_default", *model.endpoints()}
+        signatures = signatures if name not in COLD else ()
+        assert sorted(report["warmed"]) == sorted([name, s] for s in signatures)
+
+
+def test_server_gets_errors_of_wrong_requests(served):
+    words = {
+        "values images": "images must be in 0..16",
+        "values known_rows": "known_rows must be in 0..8",
+        "values label": "label must be in 0..9",
+        "values z": "z must be finite",
+        "size": "expected shape [",
+        "number": "are not of the same number",
     }
-    exact, gan = family in EXACT, family in GANS
-    ask = asked_exact if exact else asked_gan if gan else asked_vae
-    asked, expected = ask(model, digits[:5], labels, seeds)
-    requests |= {call: feed | given for call, feed in asked.items()}
-    density = "log_prob" if exact else "discriminate" if gan else "elbo"
-    one = {k: v[2:3] for k, v in requests[density].items()}
-    requests[f"{density}:one"] = one
-    expected[f"{density}:one"] = {k: v[2:3] for k, v in expected[density].items()}
-    answers, report = serve(server, path, requests, tmp_path)
-
-    drawn = answers["serving_default"]["images"]
-    assert drawn.dtype == "uint8" and drawn.shape == (5, *SHAPE)
-    np.testing.assert_array_equal(drawn, model.sample(5, seed=7, labels=labels))
-    np.testing.assert_array_equal(answers["sample:alone"]["images"], drawn[3:4])
-    np.testing.assert_array_equal(answers["sample:some"]["images"], drawn[pick])
-    assert answers["sample:none"]["images"].shape == (0, *SHAPE)
-    for call, outputs in expected.items():
-        for name, value in outputs.items():
-            answer = answers[call][name]
-            assert answer.dtype == value.dtype and value.dtype in ("float32", "uint8")
-            np.testing.assert_allclose(answer, value, rtol=1e-5, atol=1e-5)
-
-    assert report["default"]
-    for name, tensors in report["shapes"].items():  # the batch is free, nothing else
-        for tensor, (_, shape) in tensors.items():
-            assert shape[0] == -1 and -1 not in shape[1:], (name, tensor, shape)
-    # All ops are TensorFlow's own, or the loader had failed; no program of XLA or of
-    # Python; no state but the weights, so no generator of random numbers either.
-    assert not [op for op in report["ops"] if "Xla" in op or "PyFunc" in op]
-    assert not report["compiled"] and set(report["stateful"]) <= STATEFUL
-    names = {"serving_default", *model.endpoints()}
-    assert sorted(report["warmed"]) == sorted(["served", name] for name in names)
-    assert "images must be in 0..16" in report["errors"]["bad_images"]
-    if family in EXACT:
-        assert "known_rows must be in 0..8" in report["errors"]["bad_rows"]
-    else:
-        assert "z must be finite" in report["errors"]["bad_z"]
-    if model.num_classes:
-        assert "label must be in 0..9" in report["errors"]["bad_label"]
-    refused = {k: v for k, v in report["errors"].items() if k[:4] in ("size", "numb")}
-    assert f"size {density}/images" in refused
-    for request, words in refused.items():
-        what = "are not of the same number" if request[0] == "n" else "expected shape ["
-        assert what in words, (request, words)
+    for name, (model, *_, report) in served.items():
+        found = set()
+        for signature, errors in report["errors"].items():
+            for wrong, message in errors.items():
+                kind = wrong if wrong in words else wrong.split()[0]
+                assert words[kind] in message, (name, signature, wrong, message)
+                found.add(kind)
+        expected = {"values images", "size"}
+        expected |= {"values known_rows", "number"} if name in EXACT else {"values z"}
+        expected |= {"values label", "number"} if model.num_classes else set()
+        assert found == expected, name
 
 
-def test_versions_count_up_and_nothing_is_overwritten(tmp_path):
-    model = FAMILIES["vae"]()
-    folder = tmp_path / "served"
+# Folders
+
+
+@pytest.fixture
+def writer(monkeypatch):
+    """Writes a line in place of a SavedModel; what it was called with."""
+    calls = []
+
+    def write(model, path, served):
+        calls.append((path, served))
+        path.mkdir()
+        (path / "saved_model.pb").write_text(f"{len(calls)}")
+
+    monkeypatch.setattr(kgen.export, "_write", write)
+    monkeypatch.setattr(kgen.export, "_write_in_child", write)
+    return calls
+
+
+@pytest.mark.once
+def test_versions_count_up_and_none_is_overwritten(tmp_path, writer):
+    model, folder = zoo.new("vae"), tmp_path / "served"
     assert kgen.export.next_version(folder) == folder / "1"
-    model.export(folder / "9")
+    assert model.export(folder / "9") == folder / "9"
     assert kgen.export.next_version(folder) == folder / "10"
-    before = (folder / "9" / "saved_model.pb").read_bytes()
     with pytest.raises(FileExistsError, match="exists already"):
         model.export(folder / "9")
-    assert (folder / "9" / "saved_model.pb").read_bytes() == before
+    assert (folder / "9" / "saved_model.pb").read_text() == "1"
     (folder / "10").mkdir()  # an empty folder is no export
     model.export(folder / "10")
     assert (folder / "10" / "saved_model.pb").exists()
+    assert [served for _, served in writer] == ["served", "served"]
 
 
-@pytest.mark.skipif(
-    kgen.backend.name != "tensorflow", reason="the same SavedModel on each backend"
-)
-def test_a_gated_pixel_cnn_of_28x28_is_small(tmp_path):
-    name = "gated_pixel_cnn_binarized_mnist"
-    path = kgen.models.GenerativeModel.from_preset(name).export(tmp_path / "m" / "1")
-    assert sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) < 10e6
-
-
-def test_a_card_says_what_is_served(tmp_path):
+@pytest.mark.once
+def test_card_describes_what_is_served(tmp_path, writer):
     """Within each version, and beside them that of the one that came last."""
-    model, folder = FAMILIES["vae-conditional"](), tmp_path / "served"
+    model, folder = zoo.new("vae-conditional"), tmp_path / "served"
     model.export(folder / "1", card={"data": "digits", "seed": 3}, warmup=False)
     model.export(folder / "2", warmup=False)
+    assert [served for _, served in writer] == ["", ""]  # no warm-up requests
     beside = json.loads((folder / "model_card.json").read_text())
     extra = "assets.extra/model_card.json"
     first, second = (json.loads((folder / v / extra).read_text()) for v in "12")
@@ -218,79 +215,73 @@ def test_a_card_says_what_is_served(tmp_path):
         "outputs": ["images"],
     }
     assert first["signatures"]["encode"]["outputs"] == ["mean", "log_var"]
-    assert not (folder / "1/assets.extra/tf_serving_warmup_requests").exists()
-    kgen.export._put_beside(folder / "1", "of an older version")
+    model.export(folder / "01", warmup=False)  # of an older version: beside it stays
     assert json.loads((folder / "model_card.json").read_text()) == beside
     model.export(tmp_path / "no_version", warmup=False)  # its folder is not ours
     assert not (tmp_path / "model_card.json").exists()
-
-
-def test_a_card_that_cannot_be_put_is_a_warning(tmp_path):
-    (tmp_path / "served" / "1").mkdir(parents=True)
-    (tmp_path / "served" / "model_card.json" / "in_the_way").mkdir(parents=True)
+    (tmp_path / "other" / "model_card.json" / "in_the_way").mkdir(parents=True)
     with pytest.warns(UserWarning, match="is exported, but not its card"):
-        kgen.export._put_beside(tmp_path / "served" / "1", "")
+        model.export(tmp_path / "other" / "1")
 
 
-def test_warm_up_requests_want_their_package(tmp_path, monkeypatch):
+@pytest.mark.exhaustive
+@pytest.mark.skipif(not HERE, reason="the same SavedModel on each backend")
+def test_gated_pixel_cnn_of_28x28_is_small(tmp_path):
+    name = "gated_pixel_cnn_binarized_mnist"
+    path = kgen.models.GenerativeModel.from_preset(name).export(tmp_path / "m" / "1")
+    assert sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) < 10e6
+
+
+# Failures
+
+
+@pytest.mark.once
+def test_warm_up_without_its_package_raises(tmp_path, monkeypatch):
     monkeypatch.setattr(kgen.export.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"pip install 'kgen\[serving\]'"):
-        FAMILIES["vae"]().export(tmp_path / "1", warmup=True)
+        zoo.new("vae").export(tmp_path / "1", warmup=True)
 
 
-def test_a_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):
-    model = FAMILIES["vae"]()
-
-    def broken():
+@pytest.mark.once
+def test_failed_export_leaves_nothing_behind(tmp_path, monkeypatch):
+    def write(model, path, served):
+        path.mkdir()
         raise ZeroDivisionError("half-way")
 
-    monkeypatch.setattr(kgen.export, "_write", lambda *a: broken())
-    monkeypatch.setattr(kgen.export, "_write_in_child", lambda *a: broken())
+    monkeypatch.setattr(kgen.export, "_write", write)
+    monkeypatch.setattr(kgen.export, "_write_in_child", write)
     with pytest.raises(ZeroDivisionError):
-        model.export(tmp_path / "served" / "1")
+        zoo.new("vae").export(tmp_path / "served" / "1")
     assert list((tmp_path / "served").iterdir()) == []
 
 
 KILLED = """
-import sys, time
-sys.path.insert(0, {tests!r})
-from families import FAMILIES
+import os, signal, sys
+import zoo
 from kgen import export
-real = export.{writer}
-def slow(model, path, served):
-    real(model, path, served)
-    print("written", flush=True)
-    time.sleep(60)
-export.{writer} = slow
-FAMILIES["vae"]().export({path!r})
+def write(model, path, served):
+    path.mkdir()
+    (path / "saved_model.pb").write_text("written")
+    os.kill(os.getpid(), signal.SIGKILL)
+export._write = export._write_in_child = write
+zoo.new("fvbn").export(sys.argv[1])
 """
 
 
-def test_a_killed_export_leaves_no_half_written_version(tmp_path):
+@pytest.mark.once
+def test_killed_export_leaves_no_half_written_version(tmp_path, writer):
     """SIGKILL after the files are written and before they are moved into place."""
     path = tmp_path / "served" / "1"
-    writer = "_write" if kgen.backend.name == "tensorflow" else "_write_in_child"
-    code = KILLED.format(
-        tests=str(Path(__file__).parent), path=str(path), writer=writer
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    )
-    with child:
-        assert b"written" in child.stdout.readline()
-        child.send_signal(signal.SIGKILL)
-    time.sleep(0.1)
-    visible = [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
-    assert visible == []
+    done = subprocess.run([sys.executable, "-c", KILLED, path], cwd=TESTS)
+    assert done.returncode == -9 and list(path.parent.glob(".writing-*/1/*"))
+    assert not [p.name for p in path.parent.iterdir() if not p.name.startswith(".")]
     assert kgen.export.next_version(path.parent) == path
-    FAMILIES["vae"]().export(path)
+    zoo.new("vae").export(path)
     assert (path / "saved_model.pb").exists()
 
 
-@pytest.mark.skipif(
-    kgen.backend.name == "tensorflow", reason="TensorFlow exports in its own process"
-)
-def test_classes_that_the_child_cannot_import_are_told(tmp_path):
+@pytest.mark.skipif(HERE, reason="TensorFlow exports in its own process")
+def test_classes_of_main_raise(tmp_path):
     class Mine(kgen.models.VAE):
         pass
 
@@ -299,12 +290,10 @@ def test_classes_that_the_child_cannot_import_are_told(tmp_path):
         Mine(SHAPE, latent_dim=2).export(tmp_path / "1")
 
 
-@pytest.mark.skipif(
-    kgen.backend.name == "tensorflow", reason="TensorFlow exports in its own process"
-)
-def test_what_goes_wrong_in_the_child_is_told(tmp_path, monkeypatch):
+@pytest.mark.skipif(HERE, reason="TensorFlow exports in its own process")
+def test_failure_in_the_child_raises(tmp_path, monkeypatch):
     (tmp_path / "tensorflow.py").write_text("raise ImportError('no TensorFlow here')")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     with pytest.raises(RuntimeError, match="no TensorFlow here"):
-        FAMILIES["vae"]().export(tmp_path / "served" / "1")
+        zoo.new("vae").export(tmp_path / "served" / "1")
     assert list((tmp_path / "served").iterdir()) == []

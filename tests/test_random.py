@@ -1,11 +1,14 @@
 """Seeds to noise: known answers, distributions, independence of the batch."""
 
+import functools
+
+import keras
 import numpy as np
 import pytest
-from keras import ops
 from scipy import stats
+from zoo import numpy, tensor
 
-from kgen import random
+from kgen import backend, random
 
 KNOWN = [  # Random123's published vectors for threefry2x32, 20 rounds
     ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
@@ -14,75 +17,82 @@ KNOWN = [  # Random123's published vectors for threefry2x32, 20 rounds
 ]
 
 
-def word(value):
-    return ops.convert_to_tensor(np.array([value], "uint32").astype("int32"))
+def threefry(key, counter):
+    """Two words, as Python integers."""
+    words = [tensor(np.array([w], "uint32").astype("int32"), "int32") for w in key]
+    words += [tensor(np.array([w], "uint32").astype("int32"), "int32") for w in counter]
+    return [int(numpy(w).astype("uint32")[0]) for w in random.threefry(*words)]
 
 
-def numpy(x):
-    return ops.convert_to_numpy(x)
+@functools.cache
+def program(name, count, rank):
+    """A compiled function of (seeds, stream), the stream of this rank."""
+
+    def noise(seeds, stream):
+        return getattr(random, name)(seeds, count, stream)
+
+    return backend.compiled(keras.Sequential(), noise)
 
 
-@pytest.mark.parametrize("key,counter,expected", KNOWN)
-def test_threefry_gives_the_published_answers(key, counter, expected):
-    words = random.threefry(*map(word, key), *map(word, counter))
-    assert tuple(int(numpy(w).astype("uint32")[0]) for w in words) == expected
+def noise(name, seeds, count, stream=0):
+    fn = program(name, count, np.ndim(stream))
+    return numpy(fn(tensor(seeds, "int32"), tensor(stream, "int32")))
 
 
-def test_uniforms_are_threefry_words_and_never_the_ends():
-    seeds = ops.convert_to_tensor(random.image_seeds(3, 200))
-    u = numpy(random.uniforms(seeds, 501))
-    assert u.dtype == "float32" and u.shape == (200, 501)
+def test_threefry_gives_the_published_answers():
+    for key, counter, expected in KNOWN:
+        assert tuple(threefry(key, counter)) == expected
+
+
+def test_uniforms_are_threefry_words_without_0_and_1():
+    u = noise("uniforms", random.image_seeds(3, 300), 301)
+    assert u.dtype == "float32" and u.shape == (300, 301)
     assert 0 < u.min() and u.max() < 1
-    a, b = random.threefry(word(3), word(17), word(5), word(0))
-    bits = [(int(numpy(w).astype("uint32")[0]) >> 9) for w in (a, b)]
+    bits = [word >> 9 for word in threefry((3, 17), (5, 0))]
     assert u[17, 5] == np.float32((bits[0] + 0.5) / 2**23)
-    assert u[17, 251 + 5] == np.float32((bits[1] + 0.5) / 2**23)
+    assert u[17, 151 + 5] == np.float32((bits[1] + 0.5) / 2**23)
 
 
 def test_noise_fits_its_distribution():
-    seeds = ops.convert_to_tensor(random.image_seeds(1, 300))
-    u, z = numpy(random.uniforms(seeds, 300)), numpy(random.normals(seeds, 300, 1))
+    u = noise("uniforms", random.image_seeds(1, 301), 301)
+    z = noise("normals", random.image_seeds(1, 301), 301, 1)
     assert stats.kstest(u.ravel(), "uniform").pvalue > 1e-3
     assert stats.kstest(z.ravel(), "norm").pvalue > 1e-3
     for other in (np.roll(u, 1, 0), np.roll(u, 1, 1), u.T, stats.norm.cdf(z)):
-        assert abs(np.corrcoef(u.ravel(), other.ravel())[0, 1]) < 4 / 300
+        assert abs(np.corrcoef(u.ravel(), other.ravel())[0, 1]) < 4 / 301
 
 
-def test_an_image_depends_on_its_own_seed_alone():
-    many = random.image_seeds(9, 6)
-    some = ops.convert_to_tensor(many[[4, 1]])
-    everyone = numpy(random.uniforms(ops.convert_to_tensor(many), 10))
-    np.testing.assert_array_equal(everyone[[4, 1]], random.uniforms(some, 10))
-    assert len(np.unique(everyone)) == everyone.size
+def test_noise_of_an_image_depends_on_its_seed_alone():
+    seeds = random.image_seeds(9, 6)
+    u = noise("uniforms", seeds, 10)
+    np.testing.assert_array_equal(u[[4, 1]], noise("uniforms", seeds[[4, 1]], 10))
+    assert len(np.unique(u)) == u.size
 
 
 def test_streams_of_one_seed_differ_and_broadcast():
-    seeds = ops.convert_to_tensor(random.image_seeds(2, 3))
-    both = numpy(random.normals(seeds, 5, ops.convert_to_tensor([0, 7], "int32")))
-    assert both.shape == (3, 2, 5)
-    np.testing.assert_array_equal(both[:, 0], numpy(random.normals(seeds, 5, 0)))
-    np.testing.assert_array_equal(both[:, 1], numpy(random.normals(seeds, 5, 7)))
-    assert np.all(both[:, 0] != both[:, 1])
+    seeds = random.image_seeds(2, 3)
+    z = noise("normals", seeds, 5, [0, 7])
+    assert z.shape == (3, 2, 5) and np.all(z[:, 0] != z[:, 1])
+    for i, stream in enumerate((0, 7)):
+        np.testing.assert_array_equal(z[:, i], noise("normals", seeds, 5, stream))
 
 
 def test_image_keys_are_functions_of_the_image(digits):
-    keys = numpy(random.image_keys(ops.convert_to_tensor(digits), seed=5))
+    keys = numpy(random.image_keys(tensor(digits, "uint8"), seed=5))
     assert keys.shape == (len(digits), 2) and np.all(keys[:, 1] == 5)
     assert len(np.unique(keys[:, 0])) == len(np.unique(digits, axis=0))
-    one = numpy(random.image_keys(ops.convert_to_tensor(digits[7:8]), seed=5))
-    np.testing.assert_array_equal(one[0], keys[7])
-    changed = digits[7:8].copy()
-    changed[0, 3, 3, 0] ^= 1
-    assert numpy(random.image_keys(ops.convert_to_tensor(changed)))[0, 0] != one[0, 0]
+    pair = np.repeat(digits[7:8], 2, axis=0)
+    pair[1, 3, 3, 0] ^= 1
+    key, changed = numpy(random.image_keys(tensor(pair, "uint8"), seed=5))
+    np.testing.assert_array_equal(key, keys[7])
+    assert changed[0] != key[0]
 
 
-@pytest.mark.parametrize("seed,error", [(-1, ValueError), (2**31, ValueError)])
-def test_seeds_out_of_range(seed, error):
-    with pytest.raises(error, match="0..2"):
-        random.image_seeds(seed, 1)
-
-
-@pytest.mark.parametrize("seed", [1.5, True, "7"])
-def test_seeds_that_are_no_integers(seed):
-    with pytest.raises(TypeError, match="integer"):
-        random.image_seeds(seed, 1)
+@pytest.mark.once
+def test_wrong_seeds_raise():
+    for seed in (-1, 2**31):
+        with pytest.raises(ValueError, match="0..2"):
+            random.image_seeds(seed, 1)
+    for seed in (1.5, True, "7"):
+        with pytest.raises(TypeError, match="integer"):
+            random.image_seeds(seed, 1)

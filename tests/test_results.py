@@ -1,4 +1,4 @@
-"""The tables and the picture of the records: what they say is what the records say."""
+"""The tables and the picture that kgen.results makes of the recipes' records."""
 
 import json
 import statistics
@@ -10,6 +10,8 @@ from PIL import Image
 
 import kgen
 from kgen import contact_sheet, results
+
+pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parent.parent
 CARD = {
@@ -23,14 +25,13 @@ CARD = {
 }
 
 
-def record(folder, recipe, seed=None, epochs=5, more="", **measured):
+def record(folder, recipe, seed=None, epochs=5, flags="", backend="jax", **measured):
     n = len(list(folder.rglob("metrics.json")))
     path = folder / recipe / str(n)
     path.mkdir(parents=True)
     card = CARD | {"recipe": recipe, "results": {"training_seconds": 120.0} | measured}
-    card["seed"] = n if seed is None else seed
-    card["command"] += f" --seed {card['seed']}" + more
-    card["epochs"] = epochs
+    card |= {"seed": n if seed is None else seed, "epochs": epochs, "backend": backend}
+    card["command"] += f" --seed {card['seed']}{flags}"
     (path / "metrics.json").write_text(json.dumps(card))
     return path
 
@@ -40,16 +41,15 @@ def row(text, name):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_seeds_become_a_mean_and_bounds_say_their_k(tmp_path):
+def test_likelihood_table_has_means_of_seeds_and_bounds(tmp_path):
     for nats in (90.0, 91.0, 95.0):
         record(tmp_path, "made", test_nll_nats=nats, validation_nll_nats=1.0)
     bound = {"test_iw5000_nats": -88.5, "test_iw5000_stderr": 0.24}
     record(tmp_path, "iwae", test_elbo_nats=-96.0, **bound)
     record(tmp_path, "vae", test_elbo_nats=-93.25)
     known = tmp_path / "published.json"
-    named = {"system": "MADE", "published": "88.4", "source": "them"}
-    named["data"] = "binarized_mnist"
-    known.write_text(json.dumps({"made": named}))
+    made = {"system": "MADE", "published": "88.4", "source": "them"}
+    known.write_text(json.dumps({"made": made | {"data": "binarized_mnist"}}))
     text = results.tables(tmp_path, known)
     name, ours, bits, theirs, kind, parameters, trained, command = row(text, "MADE")
     spread = statistics.stdev([90.0, 91.0, 95.0])
@@ -57,36 +57,32 @@ def test_seeds_become_a_mean_and_bounds_say_their_k(tmp_path):
     assert bits == f"{92 / 784 / np.log(2):.3f}" and kind == "exact"
     assert theirs == "88.4 (them)" and parameters == "12,345"
     assert trained == "2 min, JAX" and command == "`some.py --seed 0`"
-    assert row(text, "iwae")[1:5] == [
-        "**88.50** (± 0.24)",
-        "0.163",
-        "",
-        "bound, k = 5000",
-    ]
+    iwae = ["**88.50** (± 0.24)", "0.163", "", "bound, k = 5000"]
+    assert row(text, "iwae")[1:5] == iwae
     assert row(text, "vae")[1] == "**93.25**" and row(text, "vae")[4] == "ELBO"
     order = [text.index(f"| {name} |") for name in ("iwae", "MADE", "vae")]
     assert order == sorted(order)
     assert "x86_64, 2 cores, CPU (2026-11-23)" in text
 
 
-def test_games_stand_beside_their_floor(tmp_path):
-    of = {"frechet_distance": 11.7, "kernel_distance": 14.6, "precision": 0.5}
-    of |= {"recall": 0.75, "coverage": 0.5}
-    floor = {f"seed_0_mnist_{k}_floor": v / 10 for k, v in of.items()}
-    one = {f"seed_0_mnist_{k}": v for k, v in of.items()} | floor
+def test_gan_table_has_distances_beside_the_baseline(tmp_path):
+    values = {"frechet_distance": 11.7, "kernel_distance": 14.6, "precision": 0.5}
+    values |= {"recall": 0.75, "coverage": 0.5}
+    one = {f"seed_0_mnist_{k}": v for k, v in values.items()}
+    one |= {f"seed_0_mnist_{k}_floor": v / 10 for k, v in values.items()}
     one |= {"seed_0_mnist_images": 10_000.0}
     record(tmp_path, "one", **one)
     few = one | {"seed_0_mnist_images": 100.0}
-    record(tmp_path, "one", more=" --smoke", **few)
-    two = one | {f"seed_1_mnist_{k}": 3 * v for k, v in of.items()}
+    record(tmp_path, "one", flags=" --smoke", **few)
+    two = one | {f"seed_1_mnist_{k}": 3 * v for k, v in values.items()}
     two |= {"seed_1_mnist_images": 10_000.0}
-    two |= {f"mean_mnist_{k}": 2 * v for k, v in of.items()}
+    two |= {f"mean_mnist_{k}": 2 * v for k, v in values.items()}
     record(tmp_path, "two", **two)
-    games = {k.replace("seed_0", "wgan"): v for k, v in one.items()}
-    record(tmp_path, "other", **games)
-    twice = {k: 2 * v for k, v in games.items()}
+    wgan = {k.replace("seed_0", "wgan"): v for k, v in one.items()}
+    record(tmp_path, "other", **wgan)
+    twice = {k: 2 * v for k, v in wgan.items()}
     record(tmp_path, "other", **twice | {"wgan_mnist_images": 10_000.0})
-    # a seed that two runs played counts once
+    # a seed that is in two records counts once
     again = {k.replace("seed_1", "seed_2"): v for k, v in two.items()}
     record(tmp_path, "two", **again)
     text = results.tables(tmp_path, tmp_path / "none.json")
@@ -100,12 +96,14 @@ def test_games_stand_beside_their_floor(tmp_path):
     assert row(text, "other, wgan, 2 seeds")[1] == f"{mean} ± 8.3 (1.2)"
 
 
-def test_only_the_seed_may_differ(tmp_path):
+def test_runs_are_joined_if_only_their_seeds_differ(tmp_path):
     record(tmp_path, "made", seed=0, test_nll_nats=90.0)
-    record(tmp_path, "made", seed=1, test_nll_nats=92.0, more=" --out elsewhere")
-    record(tmp_path, "made", seed=1, test_nll_nats=94.0, more=" --resume")
+    record(tmp_path, "made", seed=1, test_nll_nats=92.0, flags=" --out elsewhere")
+    record(tmp_path, "made", seed=1, test_nll_nats=94.0, flags=" --resume")
     record(tmp_path, "made", epochs=60, test_nll_nats=80.0)
-    record(tmp_path, "made", test_nll_nats=70.0, more=" --units 3")
+    record(tmp_path, "made", test_nll_nats=70.0, flags=" --units 3")
+    for backend, nats in (("tensorflow", 60.0), ("jax", 50.0)):  # no flag tells them
+        record(tmp_path, "other", seed=0, backend=backend, test_nll_nats=nats)
     known = tmp_path / "published.json"  # of other data: not to be put beside ours
     known.write_text('{"made": {"published": "1.5", "data": "mnist"}}')
     text = results.tables(tmp_path, known)
@@ -113,19 +111,14 @@ def test_only_the_seed_may_differ(tmp_path):
     ours = [line.split(" | ")[1] for line in text.splitlines() if "| made |" in line]
     assert ours == ["**80.00**", "**92.00** ± 2.83, 2 seeds"]
     assert row(text, "made, --units 3")[1] == "**70.00**"
-    for backend, nats in (("tensorflow", 60.0), ("jax", 50.0)):  # told by no flag
-        path = record(tmp_path, "other", seed=0, test_nll_nats=nats)
-        card = json.loads((path / "metrics.json").read_text()) | {"backend": backend}
-        (path / "metrics.json").write_text(json.dumps(card))
-    text = results.tables(tmp_path, known)
     assert "**60.00**" in text and "**50.00**" in text
 
 
-def test_a_setting_is_named_unless_the_command_has_another(tmp_path):
+def test_rows_are_named_by_settings_or_flags(tmp_path):
     known = tmp_path / "published.json"
     known.write_text('{"iwae": {"system": "IWAE", "setting": "k = 5"}}')
-    record(tmp_path, "iwae", seed=0, test_nll_nats=2.0, more=" --out 'my runs'")
-    record(tmp_path, "iwae", test_nll_nats=1.0, more=" --num-samples 50 --save-freq 9")
+    record(tmp_path, "iwae", seed=0, test_nll_nats=2.0, flags=" --out 'my runs'")
+    record(tmp_path, "iwae", test_nll_nats=1.0, flags=" --num-samples 50 --save-freq 9")
     record(tmp_path, "fvbn", test_nll_nats=3.0, resumed=True)
     text = results.tables(tmp_path, known)
     assert row(text, "IWAE, k = 5")[1] == "**2.00**"
@@ -133,20 +126,7 @@ def test_a_setting_is_named_unless_the_command_has_another(tmp_path):
     assert row(text, "fvbn")[6] == "over 2 min, JAX"  # those of its last part
 
 
-def test_what_is_no_record_is_named(tmp_path):
-    path = record(tmp_path, "made", test_nll_nats=1.0) / "metrics.json"
-    card = json.loads(path.read_text())
-    del card["machine"], card["results"]["training_seconds"]
-    path.write_text(json.dumps(card))
-    lacks = r"metrics.json is no .*: it lacks \['machine', 'training_seconds'\]"
-    with pytest.raises(ValueError, match=lacks):
-        results.tables(tmp_path, tmp_path / "none.json")
-    path.write_text("{")
-    with pytest.raises(SystemExit, match="metrics.json is no JSON"):
-        results.main([str(tmp_path)])
-
-
-def test_a_picture_has_a_row_for_each_recipe(tmp_path, rng):
+def test_picture_has_a_row_for_each_recipe(tmp_path, rng):
     for recipe in ("b", "a", "c"):
         path = record(tmp_path, recipe, test_nll_nats=1.0)
         images = rng.integers(0, 2, (16, 28, 28, 1))
@@ -167,17 +147,10 @@ def test_a_picture_has_a_row_for_each_recipe(tmp_path, rng):
             assert np.any(tile != tile[0, 0])
             tile = Image.fromarray(tile).resize((56, 56), Image.Resampling.NEAREST)
             np.testing.assert_array_equal(shown[:, i * 58 : i * 58 + 56], tile)
-    readme = tmp_path / "README.md"
-    readme.write_text("no markers")
-    with pytest.raises(SystemExit, match="lacks the markers"):
-        results.main([str(tmp_path), "--readme", str(readme)])
-    with pytest.raises(SystemExit, match="No samples.png"):
-        out = str(tmp_path / "x.png")
-        results.main([str(tmp_path / "without"), "--picture", out])
 
 
 @pytest.mark.parametrize("side, n", [(28, 64), (8, 9), (28, 5), (32, 100)])
-def test_a_grid_is_cut_into_the_images_that_it_was_made_of(side, n, tmp_path, rng):
+def test_tiles_are_the_images_of_a_grid(side, n, tmp_path, rng):
     images = rng.integers(0, 2, (n, side, side, 1))
     path = kgen.callbacks.save_grid(tmp_path / "grid.png", images, 2)
     cells = contact_sheet.tiles(path)
@@ -187,19 +160,33 @@ def test_a_grid_is_cut_into_the_images_that_it_was_made_of(side, n, tmp_path, rn
     np.testing.assert_array_equal(inside, 255 * images)
 
 
-def test_what_is_no_grid_is_told(tmp_path):
-    Image.new("L", (20, 20)).save(tmp_path / "samples.png")
-    with pytest.raises(ValueError, match="samples.png has no grey lines"):
-        contact_sheet.tiles(tmp_path / "samples.png")
-
-
-def test_a_folder_without_records_is_told(tmp_path):
+def test_wrong_files_raise(tmp_path):
     with pytest.raises(SystemExit, match="No metrics.json"):
+        results.main([str(tmp_path)])
+    folder = record(tmp_path, "made", test_nll_nats=1.0)
+    with pytest.raises(SystemExit, match="No samples.png"):
+        results.main([str(tmp_path), "--picture", str(tmp_path / "x.png")])
+    Image.new("L", (20, 20)).save(folder / "samples.png")
+    with pytest.raises(ValueError, match="samples.png has no grey lines"):
+        contact_sheet.tiles(folder / "samples.png")
+    readme = tmp_path / "README.md"
+    readme.write_text("no markers")
+    with pytest.raises(SystemExit, match="lacks the markers"):
+        results.main([str(tmp_path), "--readme", str(readme)])
+    path = folder / "metrics.json"
+    card = json.loads(path.read_text())
+    del card["machine"], card["results"]["training_seconds"]
+    path.write_text(json.dumps(card))
+    lacks = r"metrics.json is no .*: it lacks \['machine', 'training_seconds'\]"
+    with pytest.raises(ValueError, match=lacks):
+        results.tables(tmp_path, tmp_path / "none.json")
+    path.write_text("{")
+    with pytest.raises(SystemExit, match="metrics.json is no JSON"):
         results.main([str(tmp_path)])
 
 
-def test_the_readme_says_what_the_records_say():
+def test_readme_has_the_tables_of_the_records():
     text = (ROOT / "README.md").read_text()
-    said = text.split(results.BEGIN)[1].split(results.END)[0].strip()
+    written = text.split(results.BEGIN)[1].split(results.END)[0].strip()
     recipes = ROOT / "recipes"
-    assert said == results.tables(recipes / "results", recipes / "published.json")
+    assert written == results.tables(recipes / "results", recipes / "published.json")

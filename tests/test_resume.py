@@ -1,85 +1,110 @@
-"""A run that was killed ends as one that was not: weights, moments, seeds, metrics and
-samples, whatever the moment; and what is wrong with a backup is told."""
+"""A run that was killed or interrupted ends as one that was not: weights, moments,
+seeds, metrics and samples. Damaged backups and other data are detected."""
 
+import functools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import keras
+import killed_child
 import numpy as np
 import pytest
-from families import FAMILIES
-from keras import ops
+import zoo
 
 import kgen
 from kgen.callbacks import BackupAndRestore
 from kgen.data import Batches
 
-CHILD = Path(__file__).with_name("killed_child.py")
+WITHIN = (2, 3, 7, 8)  # of 5 batches an epoch, a backup after every second one
 
 
-def start(folder, mode):
-    return subprocess.Popen(
-        [sys.executable, CHILD, folder, mode],
+@functools.cache
+def compiled(name):
+    """A model of killed_child and its first state: its step is compiled once."""
+    keras.utils.set_random_seed(1)
+    model = getattr(killed_child, name)()
+    return model, killed_child.state(model)
+
+
+def new(name="vae"):
+    """The model as a new process makes it."""
+    model, initial = compiled(name)
+    for v, value in zip(
+        model.variables + model.optimizer.variables, initial, strict=True
+    ):
+        v.assign(value)
+    return model
+
+
+def assert_equal(whole, resumed):
+    """Bit for bit; TensorFlow sums in another order from run to run, on busy cores."""
+    for a, b in zip(whole, resumed, strict=True):
+        if kgen.backend.name == "tensorflow":
+            np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-5)
+        else:
+            np.testing.assert_array_equal(a, b)
+
+
+# Killed
+
+
+@functools.cache
+def end_of(name, folder=None):
+    """How training ends, from the backups in `folder` if there is one."""
+    model = new(name)
+    keep = [BackupAndRestore(folder, 2)] if folder else []
+    logs = killed_child.train(model, *keep)
+    numbers = [*killed_child.state(model), *logs.values()]
+    return numbers, [model.sample(8, seed=0), model.sample(8)]
+
+
+def kill_after(batches, seconds, *arguments):
+    """SIGKILL so long after so many batches of a child."""
+    child = subprocess.Popen(
+        [sys.executable, killed_child.__file__, *map(str, arguments)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         text=True,
     )
-
-
-def finish(child):
-    _, errors = child.communicate(timeout=400)
-    assert child.returncode == 0, errors[-3000:]
-
-
-def kill_after(child, kind, batches, seconds):
-    """SIGKILL so long after so many batches of this model."""
     with child:
-        for line in child.stdout:
-            batches -= line.strip() == kind
-            if batches <= 0:
-                time.sleep(seconds)
-                child.send_signal(signal.SIGKILL)
-                break
+        for _ in zip(range(batches), child.stdout, strict=False):
+            pass
+        time.sleep(seconds)
+        child.kill()
     assert child.returncode == -signal.SIGKILL
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """(uninterrupted, killed four times), by turns with backups within epochs."""
-    whole, cut = (tmp_path_factory.mktemp(name) for name in ("whole", "cut"))
-    reference = start(whole, "epoch")
+further = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize(
+    "name,kills",
+    [
+        ("pixel_cnn", [(2, WITHIN)]),
+        ("gan", [("epoch", (6, 7, 8))]),
+        further("vae", [(2, WITHIN), ("epoch", (6, 7, 8))]),
+        further("gan", [("epoch", range(1, 9)), (2, (2, 3))]),
+    ],
+)
+def test_killed_run_ends_as_the_uninterrupted(name, kills, tmp_path):
+    """SIGKILL within an epoch, or with a backup at each epoch's end alone."""
     rng = random.Random(os.environ.get("KILL_SEED", 0))
-    within = (2, 3, 7, 8)  # of 4 epochs of 5 batches, a backup after every second one
-    kills = [("pixel_cnn", "batches", within), ("vae", "batches", within)]
-    kills += [("gan", "epoch", range(1, 9)), ("gan", "batches", (2, 3))]
-    for kind, mode, batches in kills:
-        child = start(cut, mode)
-        kill_after(child, kind, rng.choice(batches), rng.uniform(0.0, 0.02))
-    finish(start(cut, "batches"))
-    finish(reference)
-    return whole, cut
+    for save_freq, batches in kills:
+        arguments = name, tmp_path / "backup", save_freq
+        kill_after(rng.choice(batches), rng.uniform(0.0, 0.02), *arguments)
+    assert any(BackupAndRestore(tmp_path / "backup").backups())
+    (whole, samples), (resumed, again) = end_of(name), end_of(name, tmp_path / "backup")
+    assert_equal(whole, resumed)
+    for a, b in zip(samples, again, strict=True):  # on TensorFlow, ties may differ
+        assert np.mean(a != b) <= (0.02 if kgen.backend.name == "tensorflow" else 0)
 
 
-@pytest.mark.parametrize("kind", ["pixel-cnn", "vae", "gan"])
-@pytest.mark.feature("kill")
-def test_killed_runs_end_as_the_uninterrupted(kind, runs):
-    whole, cut = runs
-    name = f"{kind.replace('-', '_')}.npz"
-    with np.load(whole / name) as a, np.load(cut / name) as b:
-        assert a.files == b.files and "sample" in a.files and "loss" in a.files
-        for name in a.files:
-            if kgen.backend.name != "tensorflow":
-                np.testing.assert_array_equal(a[name], b[name], err_msg=name)
-            elif "sample" in name:  # ties may fall the other way
-                assert np.mean(a[name] != b[name]) < 0.02
-            else:  # sums in another order from run to run, on busy cores
-                close = dict(atol=2e-5, rtol=1e-5, err_msg=name)
-                np.testing.assert_allclose(a[name], b[name], **close)
+# Interrupted
 
 
 class Stop(keras.callbacks.Callback):
@@ -95,280 +120,244 @@ class Stop(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def new():
-    keras.utils.set_random_seed(2)
-    model = FAMILIES["vae"]()
-    model.compile(keras.optimizers.Adam(1e-2))
-    return model
+class Poison(keras.callbacks.Callback):
+    """Weights that are NaN from the start of this batch on."""
+
+    def __init__(self, batch):
+        super().__init__()
+        self.batch = batch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == self.batch:
+            v = self.model.trainable_variables[-1]
+            v.assign(v * float("nan"))
 
 
-def fit(model, digits, folder, epochs=2, stop=None, save_freq=2):
-    """10 batches an epoch."""
-    keep = BackupAndRestore(folder, save_freq, delete_checkpoint=False)
-    callbacks = [keep, *([Stop(stop)] if stop else [])]
-    data = Batches(digits, batch_size=32, seed=1)
+class Count(keras.callbacks.Callback):
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches.append(batch)
+
+
+def fit(digits, folder=None, epochs=1, stop=None, callbacks=(), data=None, model=None):
+    """A new model after 10 batches an epoch, with backups in `folder` after every
+    second one; and its history, None if it was interrupted."""
+    model = model or new()
+    callbacks = [*callbacks, *([Stop(stop)] if stop else [])]
+    if folder:
+        callbacks.append(BackupAndRestore(folder, 2, delete_checkpoint=False))
+    if data is None:
+        data = Batches(digits, batch_size=32, seed=1)
+    size = 32 if isinstance(data, np.ndarray) else None
     try:
-        return model.fit(data, epochs=epochs, verbose=0, callbacks=callbacks).history
+        history = model.fit(
+            data, batch_size=size, epochs=epochs, verbose=0, callbacks=callbacks
+        ).history
     except KeyboardInterrupt:
-        return None
+        history = None
+    return model, history
 
 
-def weights(model):
-    return [ops.convert_to_numpy(v) for v in model.weights]
+@pytest.fixture(scope="module")
+def uninterrupted(digits):
+    """`uninterrupted(epochs)`: the state that an uninterrupted run ends in."""
+    return functools.cache(lambda n: killed_child.state(fit(digits, epochs=n)[0]))
 
 
-def same(a, b):
-    for v, w in zip(weights(a), weights(b), strict=True):
-        np.testing.assert_allclose(v, w, atol=2e-5)
+@pytest.fixture(scope="module")
+def backups(digits, tmp_path_factory):
+    """The backups of a run that was interrupted after 7 batches: of 4 and of 6."""
+    folder = tmp_path_factory.mktemp("interrupted") / "backup"
+    fit(digits, folder, stop=7)
+    return folder
+
+
+@pytest.fixture
+def cut(backups, tmp_path):
+    """A copy of these backups."""
+    return shutil.copytree(backups, tmp_path / "cut")
 
 
 def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_it_goes_on_from_the_very_batch(digits, tmp_path):
-    fit(new(), digits, tmp_path, stop=7)
-    assert names(tmp_path) == ["00000001-epoch-0-batch-4", "00000002-epoch-0-batch-6"]
-    seen = []
-
-    class Count(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            seen.append(batch)
-
-    again = new()
-    keep = BackupAndRestore(tmp_path, 2)
+def test_resumes_at_the_exact_batch(digits, cut, uninterrupted):
+    assert names(cut) == ["00000001-epoch-0-batch-4", "00000002-epoch-0-batch-6"]
+    expected = fit(digits)[1]
+    model, count = new(), Count()
     data = Batches(digits, batch_size=32, seed=1)
-    logs = again.fit(data, verbose=0, callbacks=[keep, Count()]).history
-    whole = fit(new(), digits, tmp_path / "whole", epochs=1)
-    for name in whole:  # of all the epoch's batches
-        assert logs[name] == pytest.approx(whole[name], rel=1e-5)
-    assert seen == [0, 1, 2, 3] and names(tmp_path) == ["whole"]
-    assert int(again.optimizer.iterations) == 10
+    keep = BackupAndRestore(cut, 2)
+    logs = model.fit(data, verbose=0, callbacks=[keep, count]).history
+    for name in expected:  # of all the epoch's batches
+        assert logs[name] == pytest.approx(expected[name], rel=1e-5)
+    assert count.batches == [0, 1, 2, 3] and not cut.exists()
+    assert int(model.optimizer.iterations) == 10
+    assert_equal(uninterrupted(1), killed_child.state(model))
 
 
-@pytest.mark.parametrize("how", ["truncated", "changed", "a file is gone"])
-def test_a_damaged_backup_gives_way_to_the_one_before(how, digits, tmp_path):
-    whole = new()
-    fit(whole, digits, tmp_path / "whole")
-    folder = tmp_path / "cut"
-    fit(new(), digits, folder, stop=9)
-    older, newer = sorted(folder.iterdir())
+def damage(path, kind):
+    file = path / "state.weights.h5"
+    content = bytearray(file.read_bytes())
+    middle = len(content) // 2
+    if kind == "truncated":
+        file.write_bytes(content[:middle])
+    elif kind == "changed":
+        content[middle] ^= 1
+        file.write_bytes(content)
+    else:
+        (path / "metrics.npz").unlink()
 
-    def damage(path):
-        content = (path / "state.weights.h5").read_bytes()
-        if how == "truncated":
-            (path / "state.weights.h5").write_bytes(content[: len(content) // 2])
-        elif how == "changed":
-            middle = len(content) // 2
-            flipped = content[:middle] + bytes([content[middle] ^ 1])
-            (path / "state.weights.h5").write_bytes(flipped + content[middle + 1 :])
-        else:
-            (path / "metrics.npz").unlink()
 
-    damage(newer)
-    resumed = new()
-    with pytest.warns(RuntimeWarning, match=f"{newer.name} is damaged"):
-        fit(resumed, digits, folder)
-    same(whole, resumed)
-    for path in folder.iterdir():
-        damage(path)
+@pytest.mark.parametrize("kind", ["truncated", "changed", "file removed"])
+def test_damaged_backup_is_replaced_by_the_previous(kind, digits, cut, uninterrupted):
+    newest = sorted(cut.iterdir())[-1]
+    damage(newest, kind)
+    with pytest.warns(RuntimeWarning, match=f"{newest.name} is damaged"):
+        resumed, _ = fit(digits, cut)
+    assert_equal(uninterrupted(1), killed_child.state(resumed))
+    for path in cut.iterdir():
+        damage(path, kind)
     with (
         pytest.warns(RuntimeWarning, match="is damaged"),
         pytest.raises(ValueError, match="None of the backups in .* is intact"),
     ):
-        fit(new(), digits, folder)
+        fit(digits, cut)
 
 
-def test_an_interrupted_backup_leaves_the_old_ones(digits, tmp_path, monkeypatch):
-    fit(new(), digits, tmp_path, stop=7)
-    before = names(tmp_path)
+def test_interrupted_backup_leaves_the_old_ones(digits, cut, monkeypatch):
+    before = names(cut)
 
-    def interrupted(*args, **kwargs):
+    def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(np, "savez", interrupted)
-        fit(new(), digits, tmp_path)
-    assert names(tmp_path) == before
+    monkeypatch.setattr(np, "savez", interrupt)
+    assert fit(digits, cut)[1] is None
+    assert names(cut) == before
 
 
-def test_a_backup_of_another_model_is_told(digits, tmp_path):
-    fit(new(), digits, tmp_path, stop=7)
+def test_killed_save_leaves_nothing_behind(digits, cut):
+    (cut / ".writing-abc").mkdir()
+    fit(digits, cut)
+    assert not list(cut.glob(".writing-*"))
+
+
+def test_backup_of_another_model_raises(digits, cut):
     deeper = kgen.models.VAE((8, 8, 1), 17, latent_dim=3, hidden_units=(8, 8))
     deeper.compile(keras.optimizers.Adam(1e-2))
-    other_rule = new()
+    other_rule = killed_child.vae()
     other_rule.compile("sgd")
     for other in (deeper, other_rule):  # Keras would load what fits
         with pytest.raises(ValueError, match="not of this model and optimizer"):
-            fit(other, digits, tmp_path)
+            fit(digits, cut, model=other)
 
 
 def test_other_data_start_the_epoch_over(digits, tmp_path):
-    fit(new(), digits, tmp_path, stop=14)
-    model, batches = new(), []
-
-    class Count(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            batches.append(batch)
-
-    keep = BackupAndRestore(tmp_path)
+    fit(digits, tmp_path, epochs=2, stop=14)
+    count = Count()
     with pytest.warns(RuntimeWarning, match="the epoch starts over"):
-        model.fit(digits, batch_size=32, epochs=2, verbose=0, callbacks=[keep, Count()])
-    assert batches == list(range(10))  # the second epoch, whole
+        model, _ = fit(digits, tmp_path, epochs=2, callbacks=[count], data=digits)
+    assert count.batches == list(range(10))  # the second epoch, whole
     assert int(model.optimizer.iterations) == 12 + 10
 
 
-def test_more_epochs_go_on_from_the_end(digits, tmp_path):
-    whole, longer = new(), new()
-    fit(whole, digits, tmp_path / "whole", epochs=3)
-    fit(longer, digits, tmp_path / "cut", epochs=2)
-    assert fit(new(), digits, tmp_path / "cut", epochs=2) == {}  # nothing to do
-    longer = new()
-    assert len(fit(longer, digits, tmp_path / "cut", epochs=3)["loss"]) == 1
-    same(whole, longer)
+@pytest.mark.parametrize(
+    "other", [{"batch_size": 64}, {"seed": 2}, further({"batch_size": 40})]
+)
+def test_other_batches_start_the_epoch_over(other, digits, cut):
+    data = Batches(digits, **{"batch_size": 32, "seed": 1} | other)
+    with pytest.warns(RuntimeWarning, match="an epoch of other data"):
+        model, _ = fit(digits, cut, data=data)
+    assert int(model.optimizer.iterations) == 6 + len(data)
 
 
-def test_nothing_that_is_lost_replaces_a_good_backup(digits, tmp_path):
+def test_more_epochs_continue_from_the_end(digits, tmp_path, uninterrupted):
+    fit(digits, tmp_path, epochs=2)
+    assert fit(digits, tmp_path, epochs=2)[1] == {}  # nothing to do
+    longer, history = fit(digits, tmp_path, epochs=3)
+    assert len(history["loss"]) == 1
+    assert_equal(uninterrupted(3), killed_child.state(longer))
+
+
+def test_nan_replaces_no_good_backup(digits, tmp_path):
     """NaN from the 6th batch on: the backups are of batches 2 and 4."""
-    model = new()
-
-    class Poison(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            if batch == 5:
-                v = self.model.trainable_variables[-1]
-                v.assign(v * float("nan"))
-
-    data = Batches(digits, batch_size=32, seed=1)
-    keep = BackupAndRestore(tmp_path, 2)
     with pytest.raises(FloatingPointError, match="is nan after batch 6 of epoch 1"):
-        model.fit(data, verbose=0, callbacks=[keep, Poison()])
-    assert names(tmp_path) == ["00000000-epoch-0-batch-2", "00000001-epoch-0-batch-4"]
-
-
-def test_a_lost_end_replaces_no_good_backup(digits, tmp_path):
-    """Who ends quietly, or goes on, at NaN, keeps the last good weights."""
-    fit(new(), digits, tmp_path, epochs=1)
-    kept = names(tmp_path)
-    model = new()
-
-    class Poison(keras.callbacks.Callback):
-        def on_train_batch_end(self, batch, logs=None):
-            v = self.model.trainable_variables[-1]
-            v.assign(v * float("nan"))
-
-    keep = BackupAndRestore(tmp_path, 2, delete_checkpoint=False)
-    data = Batches(digits, batch_size=32, seed=1)
-    quiet = [keep, Poison(), keras.callbacks.TerminateOnNaN()]
+        fit(digits, tmp_path, callbacks=[Poison(5)])
+    kept = ["00000000-epoch-0-batch-2", "00000001-epoch-0-batch-4"]
+    assert names(tmp_path) == kept
+    end = [Poison(0), keras.callbacks.TerminateOnNaN()]  # ends without an error
     with pytest.warns(RuntimeWarning, match="No backup after batch"):
-        model.fit(data, epochs=3, verbose=0, callbacks=quiet)
+        fit(digits, tmp_path, epochs=3, callbacks=end)
     assert names(tmp_path) == kept
 
 
-def test_the_same_data_object_resumes_too(digits, tmp_path):
+def test_same_data_object_resumes_too(digits, tmp_path, uninterrupted):
     """As in a notebook: a cell that was interrupted, twice, and run again."""
-    whole = new()
-    fit(whole, digits, tmp_path / "whole", epochs=3)
     data = Batches(digits, batch_size=32, seed=1)
-
-    def run(model, stop=None):
-        keep = BackupAndRestore(tmp_path / "cut", 2, delete_checkpoint=False)
-        callbacks = [keep, *([Stop(stop)] if stop else [])]
-        model.fit(data, epochs=3, verbose=0, callbacks=callbacks)
-
-    for stop in (17, 3):
-        with pytest.raises(KeyboardInterrupt):
-            run(new(), stop)
-    resumed = new()
-    run(resumed)
-    same(whole, resumed)
+    for stop in (17, 3, None):
+        resumed, _ = fit(digits, tmp_path, epochs=3, stop=stop, data=data)
+    assert_equal(uninterrupted(3), killed_child.state(resumed))
     assert len(data) == 10
-    with pytest.raises(KeyboardInterrupt):
-        model = new()
-        model.fit(data, verbose=0, callbacks=[Stop(2)])
+    fit(digits, stop=2, data=data)  # without backups
     data.set_epoch(0, 7)  # as an interruption may leave it
-    model = new()
-    model.fit(data, epochs=2, verbose=0)
+    model, _ = fit(digits, epochs=2, data=data)
     assert int(model.optimizer.iterations) == 20
-
-
-@pytest.mark.parametrize("other", [{"batch_size": 64}, {"batch_size": 40}, {"seed": 2}])
-def test_other_batches_start_the_epoch_over(other, digits, tmp_path):
-    fit(new(), digits, tmp_path, stop=9)
-    data = Batches(digits, **{"batch_size": 32, "seed": 1} | other)
-    model = new()
-    keep = BackupAndRestore(tmp_path, 2)
-    with pytest.warns(RuntimeWarning, match="an epoch of other data"):
-        model.fit(data, verbose=0, callbacks=[keep])
-    assert int(model.optimizer.iterations) == 8 + len(data)
 
 
 def test_backups_are_kept_by_age_not_by_batch(digits, tmp_path):
     """Arrays start an epoch over, and their later backups are of earlier batches."""
-
-    def run(batches):
-        keep = BackupAndRestore(tmp_path, 2, delete_checkpoint=False)
-        with pytest.raises(KeyboardInterrupt):
-            new().fit(digits, batch_size=32, verbose=0, callbacks=[keep, Stop(batches)])
-
-    run(9)
+    fit(digits, tmp_path, stop=9, data=digits)
     with pytest.warns(RuntimeWarning, match="the epoch starts over"):
-        run(5)
-    last = names(tmp_path)
-    assert [name.split("-", 1)[1] for name in last] == [
-        "epoch-0-batch-2",
-        "epoch-0-batch-4",
-    ]
+        fit(digits, tmp_path, stop=5, data=digits)
+    kept = [name.split("-", 1)[1] for name in names(tmp_path)]
+    assert kept == ["epoch-0-batch-2", "epoch-0-batch-4"]
     model = new()
     with pytest.warns(RuntimeWarning, match="the epoch starts over"):
         BackupAndRestore(tmp_path).restore(model)
     assert int(model.optimizer.iterations) == 8 + 4
 
 
-def test_validation_batches_stay_as_they_are(binary, digits, tmp_path):
-    """Drawn anew in each epoch of training, they are the same in each validation, and
-    in that of a resumed run."""
+def test_validation_batches_repeat_after_a_resume(binary, digits, tmp_path):
+    """Binarized anew in each epoch of training, they are the same in each validation,
+    and in that of a resumed run."""
+    model = kgen.models.FVBN((8, 8, 1))
+    model.trainable = False
+    model.compile("sgd")
+    held = Batches(digits, None, 64, binarize=True, source_levels=17, seed=5)
 
-    def run(model, stop=None, folder=tmp_path):
-        model.compile("sgd")
-        keep = BackupAndRestore(folder, delete_checkpoint=False)
-        held = Batches(digits, batch_size=64, binarize=True, source_levels=17, seed=5)
-        try:
-            return model.fit(
-                Batches(binary, batch_size=64),
-                validation_data=held,
-                epochs=3,
-                verbose=0,
-                callbacks=[keep, *([Stop(stop)] if stop else [])],
-            ).history
-        except KeyboardInterrupt:
-            return None
+    def losses(*callbacks):
+        data = Batches(binary, batch_size=64)
+        model.fit(
+            data,
+            validation_data=held,
+            epochs=3,
+            verbose=0,
+            callbacks=[*callbacks],
+        )
+        return model.history.history["val_loss"]
 
-    def still():
-        keras.utils.set_random_seed(4)
-        model = kgen.models.FVBN((8, 8, 1))
-        model.trainable = False
-        return model
+    def keep():
+        return BackupAndRestore(tmp_path / "cut", delete_checkpoint=False)
 
-    losses = run(still(), folder=tmp_path / "whole")["val_loss"]
-    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
-    run(still(), stop=8, folder=tmp_path / "cut")
-    resumed = run(still(), folder=tmp_path / "cut")["val_loss"]
-    assert resumed == pytest.approx(losses[1:], rel=1e-6)
+    whole = losses()
+    assert whole == pytest.approx([whole[0]] * 3, rel=1e-6)
+    with pytest.raises(KeyboardInterrupt):
+        losses(keep(), Stop(8))
+    assert losses(keep()) == pytest.approx(whole[1:], rel=1e-6)
 
 
-def test_a_list_of_keras_is_taken_apart(digits, tmp_path):
-    fit(new(), digits, tmp_path, stop=7)
-    model = new()
-    keep = BackupAndRestore(tmp_path, 2)
-    model.fit(
-        Batches(digits, batch_size=32, seed=1),
-        verbose=0,
-        callbacks=keras.callbacks.CallbackList([keep], model=model, epochs=1, steps=10),
-    )
+def test_callback_list_of_keras_is_accepted(digits, cut):
+    model, keep = new(), BackupAndRestore(cut, 2)
+    callbacks = keras.callbacks.CallbackList([keep], model=model, epochs=1, steps=10)
+    data = Batches(digits, batch_size=32, seed=1)
+    model.fit(data, verbose=0, callbacks=callbacks)
     assert int(model.optimizer.iterations) == 10
 
 
-def test_wrong_uses_are_told(digits, tmp_path):
+def test_wrong_uses_raise(digits, tmp_path):
     data = Batches(digits, batch_size=32)
     keep = [BackupAndRestore(tmp_path / name) for name in "ab"]
     with pytest.raises(ValueError, match="takes one BackupAndRestore"):
@@ -376,21 +365,21 @@ def test_wrong_uses_are_told(digits, tmp_path):
     with pytest.raises(ValueError, match="no steps_per_epoch"):
         new().fit(data, steps_per_epoch=5, callbacks=keep[:1])
     with pytest.raises(ValueError, match="call `compile"):
-        FAMILIES["vae"]().fit(data)
+        zoo.new("vae").fit(data)
     plain = keras.Sequential([keras.layers.Input((2,)), keras.layers.Dense(1)])
     plain.compile("sgd", "mse")
     with pytest.raises(RuntimeError, match="in the `fit` of kgen's models"):
         plain.fit(np.ones((4, 2)), np.ones((4, 1)), callbacks=keep[:1], verbose=0)
+    for save_freq in (0, -1, "batch", 2.5):
+        with pytest.raises(ValueError, match="save_freq must be 'epoch' or a positive"):
+            BackupAndRestore(tmp_path, save_freq)
 
 
-def test_a_killed_save_leaves_nothing_behind(digits, tmp_path):
-    fit(new(), digits, tmp_path, stop=7)
-    (tmp_path / ".writing-abc").mkdir()
-    fit(new(), digits, tmp_path)
-    assert not list(tmp_path.glob(".writing-*"))
-
-
-@pytest.mark.parametrize("save_freq", [0, -1, "batch", 2.5])
-def test_wrong_save_freq_is_told(save_freq, tmp_path):
-    with pytest.raises(ValueError, match="save_freq must be 'epoch' or a positive"):
-        BackupAndRestore(tmp_path, save_freq)
+def test_backups_remove_nothing_of_others(digits, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    new_model = new()
+    data = Batches(digits, batch_size=160, seed=1)
+    new_model.fit(data, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
+    assert names(tmp_path) == ["thesis.tex"]
+    with pytest.raises(ValueError, match="backup_dir must name a folder"):
+        BackupAndRestore("")

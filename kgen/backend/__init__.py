@@ -10,6 +10,7 @@ Computing, in tensorflow.py, jax.py, torch.py:
 `convolution(x, kernel, pads, bias)`   padded on each side by its own number of zeros
 `scan(fn, state, xs)`          a recurrence over the first axis, as one loop
 `fused(fn)`                    an element-wise function in few passes over memory
+`preserve_state(model)`         variables keep their values if `fit` raises
 `concrete(x)`                  a tensor's values as NumPy, None while tracing
 
 Devices, in tensorflow_devices.py, jax_devices.py, torch_devices.py:
@@ -54,6 +55,7 @@ compiled = _computing.compiled
 convolution = _computing.convolution
 scan = _computing.scan
 fused = _computing.fused
+preserve_state = _computing.preserve_state
 concrete = _computing.concrete
 
 fed = _devices.fed

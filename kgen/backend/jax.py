@@ -5,6 +5,7 @@ are purged. So every nested scope is opened over all of the model's state, read 
 `v.value` (which the surrounding scope answers), and what it changed is assigned back.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -194,6 +195,35 @@ def scan(fn, state, xs):
 def fused(fn):
     """XLA fuses element-wise functions by itself."""
     return fn
+
+
+@contextlib.contextmanager
+def preserve_state(model):
+    """Around Keras' `fit`, `evaluate` and `predict`, which take the values out of the
+    variables while they run: if one raises, or is interrupted, before its first step is
+    done, Keras does not put them back. Here they come back: those after the last whole
+    step, or those from before."""
+    before = [(v, v.value) for v in _all_variables(model)]
+    try:
+        yield
+    except BaseException:
+        model.jax_state_sync()
+        for v, value in before:
+            if not _has_value(v) and not value.is_deleted():
+                v.assign(value)
+        raise
+
+
+def _all_variables(model):
+    optimizer = model.optimizer.variables if model.compiled else []
+    return [*model.variables, *optimizer, *model.metrics_variables]
+
+
+def _has_value(v):
+    try:
+        return v.value is not None
+    except TypeError:  # Keras calls the initializer that such a variable has not
+        return False
 
 
 def concrete(x):

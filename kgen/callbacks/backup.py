@@ -1,5 +1,6 @@
 """Backups of training, from which a killed run ends as if it had not been killed."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -34,9 +35,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     Weights that are NaN or infinite are not saved. Several processes share the folder.
 
     Args:
-        backup_dir: folder of this run's backups and of nothing else.
+        backup_dir: folder of this run's backups. Other files in it are left alone.
         save_freq: "epoch", or an integer: after so many batches too.
-        delete_checkpoint: whether to remove the folder when the training has ended;
+        delete_checkpoint: whether to remove the backups when the training has ended;
             if not, more `epochs` go on from there (with `use_ema` from the average,
             which Keras puts in the weights' place at the end).
 
@@ -53,6 +54,8 @@ class BackupAndRestore(keras.callbacks.Callback):
                 "save_freq must be 'epoch' or a positive number of batches; got "
                 f"{save_freq!r}."
             )
+        if not str(backup_dir):  # Path("") is the current folder
+            raise ValueError("backup_dir must name a folder for the backups; got ''.")
         self.folder, self.save_freq = Path(backup_dir), save_freq
         self.delete_checkpoint = delete_checkpoint
         self.async_safe = save_freq == "epoch"  # Keras: nothing is done after a batch
@@ -65,7 +68,9 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def backups(self):
         """The folders of the backups there are, oldest first."""
-        found = self.folder.glob("[0-9]*-epoch-*") if self.folder.is_dir() else []
+        found = (
+            self.folder.glob("[0-9]*-epoch-*-batch-*") if self.folder.is_dir() else []
+        )
         return sorted(path for path in found if path.is_dir())
 
     def restore(self, model, data=None):
@@ -158,7 +163,10 @@ class BackupAndRestore(keras.callbacks.Callback):
     def on_train_end(self, logs=None):
         if self.delete_checkpoint:
             if files.writes():
-                shutil.rmtree(self.folder, ignore_errors=True)
+                for path in self.backups():
+                    shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(OSError):  # other files are in it
+                    self.folder.rmdir()
         elif self._now > self.epoch:
             self._save(self._now, 0)
 

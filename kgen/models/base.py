@@ -172,7 +172,8 @@ class GenerativeModel(keras.Model):
             x_val, *rest = fitting.fed_for_evaluation(parts[0]), *parts[1:]
             alone = all(part is None for part in rest)
             kwargs["validation_data"] = x_val if alone else (x_val, *rest)
-        with fitting.prepared(self, x, callbacks, kwargs) as (x, callbacks):
+        prepared = fitting.prepared(self, x, callbacks, kwargs)
+        with backend.preserve_state(self), prepared as (x, callbacks):
             return super().fit(x, y, *args, callbacks=callbacks, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, return_dict=True, **kwargs):
@@ -181,14 +182,14 @@ class GenerativeModel(keras.Model):
         y = _placeholder(x, y, kwargs)
         size = args[0] if args else kwargs.get("batch_size")
         x = fitting.fed_for_evaluation(x)
-        with backend.divided(x, size or 32):  # Keras' own default
+        with backend.preserve_state(self), backend.divided(x, size or 32):  # by default
             return super().evaluate(x, y, *args, return_dict=return_dict, **kwargs)
 
     def predict(self, x, *args, **kwargs):
         """As `keras.Model.predict`, of images or a tuple (images, labels)."""
         check_data(self, *(x if isinstance(x, tuple) else (x, None)))
         size = args[0] if args else kwargs.get("batch_size")
-        with backend.divided(x, size or 32):
+        with backend.preserve_state(self), backend.divided(x, size or 32):
             return super().predict(x, *args, **kwargs)
 
     # Drawing

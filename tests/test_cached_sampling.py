@@ -1,0 +1,174 @@
+"""Samplers that keep what they computed: the parameters are those of the parallel
+network, the images those of the naive sampler, which runs all of it at each step."""
+
+import numpy as np
+import pytest
+from keras import ops
+from zoo import ONE_PASS, numpy, shared, tensor, tiny
+
+from kgen import backend, random
+from kgen.models import incremental
+from kgen.models.autoregressive import naively_filled
+
+more = pytest.mark.exhaustive
+KINDS = {  # variants of the networks, beside those of the zoo
+    "gated-5x5": {"kernel_size": 5},
+    "gated-1x1": {"kernel_size": 1, "num_blocks": 1},
+    "pixel-cnn-3x3": {"first_kernel_size": 3},
+    "pixel-cnn-5x5": {"kernel_size": 5},
+    "pixel-cnn-1x1": {"kernel_size": 1, "num_blocks": 1},
+    "row-lstm-2": {"num_layers": 2},
+    "row-lstm-skip": {"num_layers": 3, "skip_connections": True},
+    "diagonal-2": {"num_layers": 2, "first_kernel_size": 3},
+    "diagonal-skip": {"num_layers": 3, "skip_connections": True},
+    "pp-mixture": {"num_resolutions": 2},
+    "pp-1": {"likelihood": "categorical"},
+    "pp-2": {"likelihood": "categorical", "num_resolutions": 2},
+    "pp-3": {"likelihood": "categorical", "num_resolutions": 3},
+}
+SHAPE, LEVELS = (5, 4, 1), 3
+N = 8
+LABELS = np.array([0, 1, 1, 0, 1, 0, 0, 1], "int32")
+
+
+def model_of(kind, shape=SHAPE, levels=LEVELS):
+    name = next(n for n in reversed(ONE_PASS) if kind.startswith(n))
+    return shared(name, shape, levels, 2, **KINDS.get(kind, {}))
+
+
+class Packed:
+    """A likelihood that samples given values, which its uniforms carry, with the first
+    parameter of each dimension packed on top."""
+
+    def __init__(self, levels, params_per_channel):
+        self.levels, self.params_per_channel = levels, params_per_channel
+
+    def draw(self, params, u, temperature):
+        first = ops.cast(params[..., :: self.params_per_channel], "float32")
+        first = ops.cast(ops.round(first * 2e4), "int32")
+        return first * self.levels + ops.cast(u, "int32")
+
+    def unpack(self, packed):
+        return packed % self.levels, packed // self.levels / 2e4
+
+
+def cached_logits(model, x, known_rows, monkeypatch):
+    """The sampler's first parameter at every dimension, if all that it samples happens
+    to be x: a list, for each of `known_rows`; zeros in the rows that are known."""
+    levels, scale = model.levels, model.scale
+    packed = Packed(levels, model.num_outputs // x.shape[-1])
+    results = []
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "likelihood", packed)
+        patch.setattr(model, "scale", lambda x: scale(ops.mod(x, levels)))
+        fill = backend.compiled(model, lambda x, u, k, y: model.fill(x, u, k, y))
+        for known in known_rows:
+            given = x.astype("int32")
+            given[:, known:] = 0
+            rows = np.array(known, "int32")
+            results.append(numpy(fill(given, x.astype("float32"), rows, LABELS)))
+    values, logits = zip(*map(packed.unpack, results), strict=True)
+    for v in values:
+        np.testing.assert_array_equal(v, x)
+    return logits
+
+
+GRAY, COLOR = (SHAPE, LEVELS), ((4, 3, 3), 4)
+NETWORKS = [(kind, *GRAY) for kind in ("fvbn", "nade", "made")]
+NETWORKS += [("pixel-cnn-5x5", *GRAY), ("row-lstm-2", *GRAY)]
+NETWORKS += [("gated-5x5", *COLOR), ("diagonal-skip", *COLOR)]
+NAIVE = [("gated", *GRAY)]
+PP = [("pp-3", *GRAY), ("pp-mixture", *COLOR)]
+if backend.name == "torch":  # XLA compiles several resolutions for 10 s
+    NETWORKS, NAIVE, PP = [*NETWORKS, PP[0]], [*NAIVE, PP[1]], []
+SHAPES = [((5, 4, 1), 2), ((4, 7, 1), 5), ((1, 6, 1), 2), ((6, 1, 1), 2), COLOR]
+FURTHER = [(kind, *c) for kind in (*ONE_PASS[:-1], "pp-1") for c in SHAPES] + PP[:1]
+FURTHER += [(kind, *SHAPES[1]) for kind in KINDS if kind != "pp-1"]
+
+
+@pytest.mark.parametrize(
+    "kind, shape, levels",
+    NETWORKS + [pytest.param(*c, marks=more) for c in FURTHER],
+    ids=str,
+)
+def test_cached_logits_are_the_parallel_ones(kind, shape, levels, rng, monkeypatch):
+    """With rows that are known, whose pixels are computed at once, and without."""
+    model = model_of(kind, shape, levels)
+    x = rng.integers(0, levels, (N, *shape))
+    parallel = numpy(model.logits(x, LABELS))[..., :: model.num_outputs // shape[-1]]
+    assert np.abs(parallel).max() > 0.1
+    known_rows = [k for k in (0, 1, 3, 4) if k < shape[0]]
+    results = cached_logits(model, x, known_rows, monkeypatch)
+    for known, out in zip(known_rows, results, strict=True):
+        assert np.all(out[:, :known] == 0)
+        np.testing.assert_allclose(out[:, known:], parallel[:, known:], atol=1e-4)
+
+
+FURTHER = ("fvbn", "nade", "made", "pixel-cnn", "row-lstm", "diagonal", "pp-3")
+FURTHER = [(kind, *GRAY) for kind in FURTHER] + PP[1:]
+
+
+@pytest.mark.parametrize(
+    "kind, shape, levels",
+    NAIVE + [pytest.param(*c, marks=more) for c in FURTHER],
+    ids=str,
+)
+def test_cached_samples_are_those_of_the_naive_sampler(kind, shape, levels, rng):
+    model = model_of(kind, shape, levels)
+    x = rng.integers(0, levels, (N, *shape)).astype("int32")
+    u = model._uniforms(tensor(random.image_seeds(2, N), "int32"))
+
+    def fill(x, u, known, y):
+        return naively_filled(model, x, u, known, y)
+
+    naive = backend.compiled(model, fill)
+    for first in (0, 2):  # the least of the known rows, where the naive one starts
+        known = np.maximum(np.arange(N) % shape[0], first).astype("int32")
+        cached = model.complete(x, known, seed=2, labels=LABELS)
+        np.testing.assert_array_equal(cached, numpy(naive(x, u, known, LABELS)))
+        assert len(np.unique(cached.reshape(N, -1), axis=0)) == N
+
+
+@pytest.mark.skipif(
+    backend.name != "torch", reason="steps of a compiled loop cannot be counted"
+)
+@pytest.mark.parametrize("kind", ["gated", "pixel-cnn", "row-lstm", "diagonal", "pp-3"])
+def test_known_rows_take_no_step_for_each_pixel(kind, rng, monkeypatch):
+    model, steps = model_of(kind), []
+
+    class Counted(incremental.Left):
+        def __init__(self, caches):
+            steps.append(1)
+            super().__init__(caches)
+
+    monkeypatch.setattr(incremental, "Left", Counted)
+    x, W = rng.integers(0, LEVELS, (2, *SHAPE)), 4 + getattr(model, "extra_columns", 0)
+    for known, rows in ((5, 0), (4, 1), (0, 5), ([4, 2], 3)):
+        steps.clear()
+        model.complete(x, known, seed=0, labels=[0, 1], verbose=0)
+        assert len(steps) == rows * W
+
+
+@pytest.mark.skipif(backend.name == "torch", reason="nothing is compiled")
+@pytest.mark.parametrize("name", ["fvbn", pytest.param("gated", marks=more)])
+def test_programs_are_kept(name):
+    """The same shapes compile nothing, whatever the temperature; other numbers of
+    images and of known rows a few batch sizes at most."""
+    model, traces = tiny(name, SHAPE, LEVELS), []
+    fill = model.fill
+    model.fill = lambda *args: traces.append(1) or fill(*args)
+    model.sample(3, seed=0)
+    once = len(traces)
+    assert once >= 1
+    for T in (1.0, 0.5, 2.0):
+        model.sample(3, seed=1, temperature=T)
+    assert len(traces) == once
+    for n in range(1, 8):
+        model.sample(n, seed=1)
+    assert len(traces) <= 4 * once  # 1, 2, 4, 8
+    x = np.zeros((4, *SHAPE), "uint8")
+    model.complete(x, 1, seed=0)
+    before = len(traces)
+    for known in (0, 2, 4, [1, 2, 3, 4]):
+        model.complete(x, known, seed=3, temperature=0.7)
+    assert len(traces) == before

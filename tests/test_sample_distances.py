@@ -1,0 +1,153 @@
+"""Distances over a feature model, after epochs of `fit`, and the features of MNIST."""
+
+import csv
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from zoo import LEVELS, SHAPE, inputs, new
+
+import kgen
+from kgen.callbacks import SampleDistances
+from kgen.metrics import (
+    Distances,
+    density_coverage,
+    frechet_distance,
+    kernel_distance,
+    mnist_features,
+    precision_recall,
+)
+
+
+def pixels():
+    """The simplest feature model: the pixels themselves."""
+    return keras.Sequential([layers.Input(SHAPE), layers.Flatten()])
+
+
+def test_distances_are_the_functions_of_features(digits):
+    reference, train, samples = digits[:100], digits[100:250], digits[250:] // 2
+    distances = Distances(pixels(), "pixel", reference, train, LEVELS)
+    values = distances(samples)
+    assert list(values) == distances.names
+    assert all(type(v) is float for v in values.values())
+
+    def features(x):
+        return x.reshape(len(x), -1) / 16
+
+    real, fake = features(reference), features(samples)
+    assert values["pixel_images"] == values["pixel_images_floor"] == 70
+    expected = frechet_distance(fake, real)
+    assert values["pixel_frechet_distance"] == pytest.approx(expected, rel=1e-5)
+    expected = kernel_distance(fake, real)
+    found = [values[f"pixel_kernel_distance{k}"] for k in ("", "_se")]
+    assert found == pytest.approx(expected, rel=1e-4)
+    # equal numbers: 70 of the reference, in its fixed random order
+    real = real[np.random.default_rng(0).permutation(100)[:70]]
+    expected = [*precision_recall(real, fake), *density_coverage(real, fake)]
+    names = ("precision", "recall", "density", "coverage")
+    assert [values[f"pixel_{k}"] for k in names] == pytest.approx(expected)
+    # the baseline: as many of the data's images, measured the same way
+    baseline = distances(train[np.random.default_rng(0).permutation(150)[:70]])
+    for name in distances.names[:8]:
+        assert baseline[name] == values[f"{name}_floor"], name
+    assert values["pixel_frechet_distance"] > 3 * values["pixel_frechet_distance_floor"]
+    # fewer baseline images than samples: all are taken, and counted
+    distances = Distances(pixels(), "pixel", reference, train[:40], LEVELS)
+    values = distances(train[50:])
+    assert (values["pixel_images"], values["pixel_images_floor"]) == (100, 40)
+
+
+@pytest.mark.once
+def test_wrong_images_raise(digits):
+    data = digits[:20], digits[20:40], LEVELS
+    distances = Distances(pixels(), "pixel", *data)
+    for images, words in [
+        (digits[:, :7], "images: expected integer images .*got shape"),
+        (digits / 16, "got float64"),
+        (digits + 10, "got values 10..26"),
+        (digits[:5], "pixel distances: expected 6 images or more of each; got 5"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            distances(images)
+    with pytest.raises(ValueError, match=r"expected images \(28, 28, 1\), .* mnist"):
+        Distances(mnist_features(), "mnist", *data)
+    with pytest.raises(ValueError, match=r"expected a model that gives \(batch, d\)"):
+        Distances(keras.Sequential([layers.Input(SHAPE), layers.ReLU()]), "p", *data)
+    with pytest.raises(ValueError, match="reference: expected an array .* got Batches"):
+        Distances(pixels(), "pixel", kgen.data.Batches(digits), digits, LEVELS)
+    with pytest.raises(ValueError, match="floor: expected integer images"):
+        Distances(pixels(), "pixel", digits, digits / 16, LEVELS)
+
+
+@pytest.mark.parametrize(
+    "name", ["vae-conditional", pytest.param("vae", marks=pytest.mark.exhaustive)]
+)
+def test_callback_logs_distances_of_samples(
+    name, digits, digit_labels, tmp_path, capsys
+):
+    """After the first epoch and every third. The best epoch can be chosen by them:
+    epochs without a measurement neither count as the best nor hide it."""
+    model = new(name)
+    model.compile(keras.optimizers.Adam(1e-2))
+    distances = Distances(pixels(), "pixel", digits[:100], digits[100:], LEVELS)
+    labels = None if model.num_classes is None else 3
+    log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    best = keras.callbacks.ModelCheckpoint(
+        tmp_path / "{epoch}.weights.h5",
+        monitor="pixel_frechet_distance",
+        mode="min",
+        save_best_only=True,
+        save_weights_only=True,
+    )
+    callbacks = [SampleDistances(distances, 40, every=3, labels=labels), log, best]
+    data = inputs(model, digits, digit_labels)
+    history = model.fit(*data, epochs=9, verbose=0, callbacks=callbacks).history
+    assert set(distances.names) < set(history)
+    for key in distances.names:
+        measured = np.isfinite(history[key]).nonzero()[0]
+        assert measured.tolist() == [0, 2, 5, 8], key
+    last = distances(model.sample(40, seed=0, labels=labels, verbose=0))
+    assert {key: history[key][8] for key in last} == pytest.approx(last, rel=1e-4)
+    frechet = last["pixel_frechet_distance"]
+    with open(tmp_path / "log.csv", newline="") as file:
+        logged = float(list(csv.DictReader(file))[8]["pixel_frechet_distance"])
+    assert logged == pytest.approx(frechet, rel=1e-4)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4 and lines[0].startswith("distances: pixel_images 40 (40), ")
+    baseline = last["pixel_frechet_distance_floor"]
+    assert f"pixel_frechet_distance {frechet:.4g} ({baseline:.4g})" in lines[3]
+    saved = {int(p.name.split(".")[0]) for p in tmp_path.glob("*.h5")}
+    epoch = np.nanargmin(history["pixel_frechet_distance"]) + 1
+    assert saved <= {1, 3, 6, 9} and max(saved) == epoch > 1
+
+
+def test_wrong_callback_raises_before_the_first_epoch(digits, binary):
+    model = new("vae")
+    model.compile("adam")
+    other = Distances(pixels(), "pixel", binary[:50], binary[50:], 2)
+    right = Distances(pixels(), "pixel", digits[:50], digits[50:], LEVELS)
+    for callback, words in [
+        (SampleDistances(other), "with 2 levels, the model draws"),
+        (SampleDistances(right, 5), "6 images or more"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            model.fit(digits, verbose=0, callbacks=[callback])
+    assert int(model.optimizer.iterations) == 0
+    with pytest.raises(ValueError, match="every must be a positive integer"):
+        SampleDistances(other, every=0)
+
+
+def test_mnist_features_are_the_same_on_every_backend():
+    path = Path(kgen.__file__).parent / "assets" / "mnist_features.keras"
+    assert path.stat().st_size < 300_000
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    model = mnist_features()
+    assert model.input_shape == (None, 28, 28, 1) and model.output_shape == (None, 64)
+    x = np.random.default_rng(0).random((3, 28, 28, 1)).astype("float32")
+    features = model.predict(x, verbose=0)
+    assert features.shape == (3, 64) and features.dtype == np.float32
+    # what TensorFlow gave when the model was trained
+    sums = (95.09754, 93.24805, 87.32930)
+    np.testing.assert_allclose(features.sum(axis=1), sums, rtol=1e-4)
