@@ -48,10 +48,13 @@ def train(model, *callbacks):
     return {k: v[-1] for k, v in logs.items()}
 
 
-def state(model):
+def variables(model):
     """Weights, seed generators, moments: all that training goes on from."""
-    variables = model.variables + model.optimizer.variables
-    return [ops.convert_to_numpy(v) for v in variables]
+    return model.variables + model.optimizer.variables
+
+
+def state(model):
+    return [ops.convert_to_numpy(v) for v in variables(model)]
 
 
 class Lines(keras.callbacks.Callback):

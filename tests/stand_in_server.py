@@ -67,23 +67,17 @@ class Version:
             words = f'Serving signature key "{signature}" not found.'
             raise Refused("FAILED_PRECONDITION", words)
         specs = self.described[signature].inputs
-        if set(specs) != set(inputs):
-            words = f"expected inputs {sorted(specs)}, got {sorted(inputs)}"
-            raise Refused("INVALID_ARGUMENT", words)
-        given = {}
-        for name, value in inputs.items():
-            dtype = tf.dtypes.as_dtype(specs[name].dtype)
-            if isinstance(value, list):  # JSON has no types
-                value = np.asarray(value, dtype.as_numpy_dtype)
-            if value.dtype != dtype.as_numpy_dtype:
-                raise Refused("INVALID_ARGUMENT", f"{name}: {value.dtype}, not {dtype}")
-            if value.ndim != len(specs[name].tensor_shape.dim):
-                raise Refused("INVALID_ARGUMENT", f"{name}: shape {value.shape}")
-            given[name] = tf.constant(value)
         try:
+            given = {}
+            for name, value in inputs.items():
+                dtype = tf.dtypes.as_dtype(specs[name].dtype)
+                if isinstance(value, list):  # JSON has no types
+                    value = np.asarray(value, dtype.as_numpy_dtype)
+                given[name] = tf.constant(value)
+                given[name].shape.assert_has_rank(len(specs[name].tensor_shape.dim))
             outputs = self.model.signatures[signature](**given)
-        except tf.errors.OpError as error:
-            raise Refused("INVALID_ARGUMENT", error.message) from error
+        except (tf.errors.OpError, KeyError, TypeError, ValueError) as error:
+            raise Refused("INVALID_ARGUMENT", str(error)) from error
         return {k: v.numpy() for k, v in outputs.items()}
 
 
@@ -155,18 +149,33 @@ class Rest(http.server.BaseHTTPRequestHandler):
 
     def predict(self, held, name):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        signature = body.get("signature_name", "serving_default")
+        signature = body.get("signature_name")
         if "inputs" in body:
             outputs = held.predict(signature, body["inputs"])
             plain = {k: v.tolist() for k, v in outputs.items()}
-            return {"outputs": plain if len(plain) > 1 else next(iter(plain.values()))}
+            return {"outputs": plain if len(plain) > 1 else plain.popitem()[1]}
         rows = body["instances"]
         outputs = held.predict(signature, {k: [r[k] for r in rows] for k in rows[0]})
+        answers = [
+            {k: v[i].tolist() for k, v in outputs.items()} for i in range(len(rows))
+        ]
         if len(outputs) == 1:
-            return {"predictions": next(iter(outputs.values())).tolist()}
-        each = range(len(rows))
-        answers = [{k: v[i].tolist() for k, v in outputs.items()} for i in each]
+            answers = [answer.popitem()[1] for answer in answers]
         return {"predictions": answers}
+
+
+def answered(method):
+    """gRPC's method, with the version that a request names and errors as statuses."""
+
+    def answer(self, request, context):
+        spec = request.model_spec
+        number = spec.version.value if spec.HasField("version") else None
+        try:
+            return method(self, request, self.models.version(spec.name, number))
+        except Refused as error:
+            context.abort(grpc.StatusCode[error.code], str(error))
+
+    return answer
 
 
 class Grpc(
@@ -176,27 +185,17 @@ class Grpc(
     def __init__(self, models):
         self.models = models
 
-    def held(self, request, context):
-        spec = request.model_spec
-        number = spec.version.value if spec.HasField("version") else None
-        try:
-            return self.models.version(spec.name, number)
-        except Refused as error:
-            context.abort(grpc.StatusCode[error.code], str(error))
-
-    def Predict(self, request, context):
-        held, answer = self.held(request, context), predict_pb2.PredictResponse()
+    @answered
+    def Predict(self, request, held):
+        answer = predict_pb2.PredictResponse()
         inputs = {k: tf.make_ndarray(v) for k, v in request.inputs.items()}
-        try:
-            outputs = held.predict(request.model_spec.signature_name, inputs)
-        except Refused as error:
-            context.abort(grpc.StatusCode[error.code], str(error))
+        outputs = held.predict(request.model_spec.signature_name, inputs)
         for name, value in outputs.items():
             answer.outputs[name].CopyFrom(tf.make_tensor_proto(value))
         return answer
 
-    def GetModelMetadata(self, request, context):
-        held = self.held(request, context)
+    @answered
+    def GetModelMetadata(self, request, held):
         signatures = get_model_metadata_pb2.SignatureDefMap()
         for name, signature in held.described.items():
             signatures.signature_def[name].CopyFrom(signature)
@@ -204,8 +203,8 @@ class Grpc(
         answer.metadata["signature_def"].Pack(signatures)
         return answer
 
-    def GetModelStatus(self, request, context):
-        held = self.held(request, context)
+    @answered
+    def GetModelStatus(self, request, held):
         answer = get_model_status_pb2.GetModelStatusResponse()
         answer.model_version_status.add(version=held.number, state=AVAILABLE)
         return answer

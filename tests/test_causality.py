@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from zoo import numpy, tiny
 
+pytestmark = pytest.mark.portable
+
 more = pytest.mark.exhaustive
 
 

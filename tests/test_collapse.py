@@ -9,6 +9,8 @@ import zoo
 
 from kgen.callbacks import CollapseGuard
 
+pytestmark = pytest.mark.portable
+
 CERTAIN = {"accuracy_real": 0.995, "accuracy_generated": 1.0}
 
 

@@ -12,6 +12,8 @@ from kgen.layers import MaskedDense
 from kgen.layers.masked_dense import mask_degrees
 from kgen.models import MADE, nade
 
+pytestmark = pytest.mark.portable
+
 more = pytest.mark.exhaustive
 # shape, levels, num_classes
 PLAIN, CONDITIONAL = ((2, 5, 1), 2, None), ((3, 1, 3), 4, 3)

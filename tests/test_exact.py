@@ -21,6 +21,8 @@ from zoo import (
 
 from kgen import random
 
+pytestmark = pytest.mark.portable
+
 
 def mark(cases, further):
     """These cases, and those of `further` that only `make test-all` runs."""

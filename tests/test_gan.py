@@ -113,6 +113,7 @@ def one_hot_level(x):
     return ops.one_hot(ops.cast(ops.round(15.0 * x[:, 0, 0, 0]), "int32"), 16)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize(
     "loss", ["minimax", pytest.param("least_squares", marks=exhaustive)]
 )
@@ -160,6 +161,7 @@ def mlp(inputs, outputs, shape, units=64, **kwargs):
     )
 
 
+@pytest.mark.portable
 def test_training_finds_all_modes():
     rng, n = np.random.default_rng(0), 500 * 256
     points = CENTERS[rng.integers(0, 8, n)] + rng.normal(0, 5.0, (n, 2))
@@ -265,6 +267,7 @@ def test_batch_statistics_are_of_each_pass(digits):
     np.testing.assert_allclose(numpy(norm.moving_variance), variance, atol=1e-4)
 
 
+@pytest.mark.portable
 def test_average_follows_generator_and_norms_are_reported(digits):
     model = zoo.new("gan", ema=0.75)
     rates = {"generator": 0.1, "discriminator": 0.01}
@@ -319,6 +322,7 @@ class ScaledSquare(layers.Layer):
         return self.s * ops.sum(ops.square(x), axis=(1, 2, 3))[:, None] / 2.0
 
 
+@pytest.mark.portable
 def test_each_image_has_noise_and_penalty_anew():
     """D(x) = s sum(x^2) / 2 has gradient s x. With real 1 and generated 0, that between
     them is a, its norm 8 a s, and the penalty E (8 a s - 1)^2 with a ~ U(0, 1) of each
@@ -397,6 +401,7 @@ def test_norms_and_penalties_of_a_gradient(rng):
     assert np.all(slope[:2] == 0.0) and np.all(np.isfinite(slope))
 
 
+@pytest.mark.portable
 def test_training_is_finite_where_a_gradient_is_zero(digits):
     model = gan(
         loss="wasserstein",
@@ -429,6 +434,7 @@ def test_penalties_are_of_each_image_alone(digits):
 # Continued, evaluated, and with networks of all kinds
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize(
     "case",
     [
@@ -447,6 +453,7 @@ def test_a_saved_gan_continues_exactly_in_a_new_process(case, tmp_path):
         zoo.assert_same(list(resumed.values()), resume_child.state(whole))
 
 
+@pytest.mark.portable
 def test_evaluation_is_a_function_of_the_images(digits):
     model, x = zoo.new("gan", ema=None), digits[:60]
     for v in model.discriminator.trainable_variables:
@@ -475,6 +482,7 @@ def test_evaluation_is_a_function_of_the_images(digits):
         assert scores[name] == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("prior", ["normal", "uniform"])
 def test_latents_have_the_prior_in_training_and_sampling(prior):
     prior = gan(architecture="mlp", width=5, prior=prior, latent_dim=5).prior
@@ -498,6 +506,7 @@ SHAPES = ((5, 7, 3), (1, 1, 2), (28, 28, 1), (32, 32, 3))
 ALL = itertools.product(("mlp", "dcgan", "infogan"), SHAPES, ({}, SPECTRAL))
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize(
     "architecture,shape,options",
     DEFAULT + [pytest.param(*c, marks=exhaustive) for c in ALL if c not in DEFAULT],
@@ -540,6 +549,7 @@ class Subclassed(keras.Model):
         return ops.reshape(self.dense(z), (-1, *SHAPE))
 
 
+@pytest.mark.portable
 def test_user_networks_are_trained_clipped_and_saved(digits, tmp_path):
     critic = keras.Sequential(
         [
@@ -569,6 +579,7 @@ def test_user_networks_are_trained_clipped_and_saved(digits, tmp_path):
     assert largest[0] == np.float32(0.02) < largest[1]
 
 
+@pytest.mark.portable
 def test_labels_reach_both_networks(digits):
     model = zoo.shared("gan-critic", SHAPE, LEVELS, zoo.CLASSES)
     z = np.ones((2, 3), "float32")
@@ -580,6 +591,7 @@ def test_labels_reach_both_networks(digits):
     np.testing.assert_array_equal(one, numpy(model.generate(z, np.array([3, 3]))))
 
 
+@pytest.mark.portable
 def test_wrong_latents_labels_and_images_raise(digits):
     model = zoo.shared("gan-critic", SHAPE, LEVELS, zoo.CLASSES)
     z = np.zeros((2, 3), "float32")
@@ -594,6 +606,7 @@ def test_wrong_latents_labels_and_images_raise(digits):
         model.discriminate(digits[:2] / 16.0, np.zeros(2, "int32"))
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize(
     "policy,jit",
     [
@@ -626,6 +639,7 @@ def test_half_precision_and_compiling_again(policy, jit, digits):
 # Arguments
 
 
+@pytest.mark.portable
 def test_wrong_arguments_raise():
     for arguments, message in (
         ({"loss": "bce"}, "loss must be one of 'minimax', .*; got 'bce'"),
@@ -645,6 +659,7 @@ def test_wrong_arguments_raise():
             gan(**arguments)
 
 
+@pytest.mark.portable
 def test_wrong_networks_raise():
     for name, network, message, settings in (
         ("generator", mlp((4,), 64, SHAPE), r"must take \(None, 3\); it failed", {}),
@@ -673,6 +688,7 @@ def test_wrong_networks_raise():
             gan(**{name: network}, **settings)
 
 
+@pytest.mark.portable
 def test_each_network_has_an_optimizer():
     model = gan(architecture="mlp", width=5)
     model.compile(generator_optimizer="sgd", discriminator_optimizer="adam")

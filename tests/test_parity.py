@@ -10,7 +10,7 @@ import zoo
 
 import kgen
 
-SOME = ("vae", "gan", "nade", "made-ensemble", "gated", "diagonal")
+SOME = ("vae", "gan", "nade", "gated", "diagonal")
 OTHERS = tuple(name for name in zoo.EXACT if name not in SOME)
 PAIRS = {  # (the other backend, models, whether by default)
     "tensorflow": [("torch", SOME, 1), ("torch", OTHERS, 0), ("jax", SOME + OTHERS, 0)],

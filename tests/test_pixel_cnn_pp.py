@@ -18,6 +18,8 @@ from kgen.models import PixelCNNPlusPlus
 from kgen.models.base import GenerativeModel
 from kgen.models.pixel_cnn_pp import first_images
 
+pytestmark = pytest.mark.portable
+
 more = pytest.mark.exhaustive
 SHAPE = (4, 3, 1)
 

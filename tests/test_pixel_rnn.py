@@ -7,6 +7,8 @@ from zoo import new, numpy, tensor, tiny
 
 from kgen.layers.pixel_lstm import RowLSTMLayer, skewed, unskewed
 
+pytestmark = pytest.mark.portable
+
 more = pytest.mark.exhaustive
 
 

@@ -25,18 +25,16 @@ WITHIN = (2, 3, 7, 8)  # of 5 batches an epoch, a backup after every second one
 
 @functools.cache
 def compiled(name):
-    """A model of killed_child and its first state: its step is compiled once."""
+    """A model of killed_child, and the first state of its variables."""
     keras.utils.set_random_seed(1)
     model = getattr(killed_child, name)()
-    return model, killed_child.state(model)
+    return model, killed_child.variables(model), killed_child.state(model)
 
 
 def new(name="vae"):
-    """The model as a new process makes it."""
-    model, initial = compiled(name)
-    for v, value in zip(
-        model.variables + model.optimizer.variables, initial, strict=True
-    ):
+    """The model as a new process makes it; its step is compiled once."""
+    model, variables, initial = compiled(name)
+    for v, value in zip(variables, initial, strict=True):
         v.assign(value)
     return model
 
@@ -107,71 +105,61 @@ def test_killed_run_ends_as_the_uninterrupted(name, kills, tmp_path):
 # Interrupted
 
 
-class Stop(keras.callbacks.Callback):
-    """An interruption after so many batches."""
+class Probe(keras.callbacks.Callback):
+    """Lists the batches; an interruption after so many, or weights that are NaN from
+    the start of batch `poison` on."""
 
-    def __init__(self, batches):
+    def __init__(self, batches=None, poison=None):
         super().__init__()
-        self.batches = batches
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.batches -= 1
-        if self.batches == 0:
-            raise KeyboardInterrupt
-
-
-class Poison(keras.callbacks.Callback):
-    """Weights that are NaN from the start of this batch on."""
-
-    def __init__(self, batch):
-        super().__init__()
-        self.batch = batch
+        self.last, self.poison, self.batches = batches, poison, []
 
     def on_train_batch_begin(self, batch, logs=None):
-        if batch == self.batch:
+        if batch == self.poison:
             v = self.model.trainable_variables[-1]
             v.assign(v * float("nan"))
 
-
-class Count(keras.callbacks.Callback):
-    def __init__(self):
-        super().__init__()
-        self.batches = []
-
     def on_train_batch_end(self, batch, logs=None):
         self.batches.append(batch)
+        if len(self.batches) == self.last:
+            raise KeyboardInterrupt
 
 
-def fit(digits, folder=None, epochs=1, stop=None, callbacks=(), data=None, model=None):
+def fit(x, folder=None, epochs=2, stop=None, callbacks=(), model=None):
     """A new model after 10 batches an epoch, with backups in `folder` after every
     second one; and its history, None if it was interrupted."""
-    model = model or new()
-    callbacks = [*callbacks, *([Stop(stop)] if stop else [])]
+    model, callbacks = model or new(), [*callbacks, Probe(stop)]
     if folder:
         callbacks.append(BackupAndRestore(folder, 2, delete_checkpoint=False))
-    if data is None:
-        data = Batches(digits, batch_size=32, seed=1)
-    size = 32 if isinstance(data, np.ndarray) else None
+    how = {"batch_size": 32} if isinstance(x, np.ndarray) else {}
     try:
-        history = model.fit(
-            data, batch_size=size, epochs=epochs, verbose=0, callbacks=callbacks
-        ).history
+        logs = model.fit(x, epochs=epochs, verbose=0, callbacks=callbacks, **how)
+        return model, logs.history
     except KeyboardInterrupt:
-        history = None
-    return model, history
+        return model, None
+
+
+@pytest.fixture
+def data(digits):
+    return Batches(digits, batch_size=32, seed=1)
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(digits):
-    """`uninterrupted(epochs)`: the state that an uninterrupted run ends in."""
-    return functools.cache(lambda n: killed_child.state(fit(digits, epochs=n)[0]))
+    """`uninterrupted(epochs)`: the state that such a run ends in, and its logs."""
+
+    @functools.cache
+    def run(epochs):
+        model, logs = fit(Batches(digits, batch_size=32, seed=1), epochs=epochs)
+        return killed_child.state(model), logs
+
+    return run
 
 
 @pytest.fixture(scope="module")
 def backups(digits, tmp_path_factory):
-    """The backups of a run that was interrupted after 7 batches: of 4 and of 6."""
+    """The backups of a run that was interrupted after 7 batches of the second epoch."""
     folder = tmp_path_factory.mktemp("interrupted") / "backup"
-    fit(digits, folder, stop=7)
+    fit(Batches(digits, batch_size=32, seed=1), folder, stop=17)
     return folder
 
 
@@ -185,18 +173,17 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_resumes_at_the_exact_batch(digits, cut, uninterrupted):
-    assert names(cut) == ["00000001-epoch-0-batch-4", "00000002-epoch-0-batch-6"]
-    expected = fit(digits)[1]
-    model, count = new(), Count()
-    data = Batches(digits, batch_size=32, seed=1)
-    keep = BackupAndRestore(cut, 2)
-    logs = model.fit(data, verbose=0, callbacks=[keep, count]).history
+def test_resumes_at_the_exact_batch(data, cut, uninterrupted):
+    """Also with a CallbackList of Keras."""
+    assert names(cut) == ["00000006-epoch-1-batch-4", "00000007-epoch-1-batch-6"]
+    model, probe, keep = new(), Probe(), BackupAndRestore(cut, 2)
+    callbacks = keras.callbacks.CallbackList([keep, probe], model=model, epochs=2)
+    logs = model.fit(data, epochs=2, verbose=0, callbacks=callbacks).history
+    state, expected = uninterrupted(2)
     for name in expected:  # of all the epoch's batches
-        assert logs[name] == pytest.approx(expected[name], rel=1e-5)
-    assert count.batches == [0, 1, 2, 3] and not cut.exists()
-    assert int(model.optimizer.iterations) == 10
-    assert_equal(uninterrupted(1), killed_child.state(model))
+        assert logs[name] == pytest.approx(expected[name][1:], rel=1e-5)
+    assert probe.batches == [0, 1, 2, 3] and not cut.exists()
+    assert_equal(state, killed_child.state(model))
 
 
 def damage(path, kind):
@@ -213,105 +200,92 @@ def damage(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["truncated", "changed", "file removed"])
-def test_damaged_backup_is_replaced_by_the_previous(kind, digits, cut, uninterrupted):
+def test_damaged_backup_is_replaced_by_the_previous(kind, data, cut, uninterrupted):
     newest = sorted(cut.iterdir())[-1]
     damage(newest, kind)
     with pytest.warns(RuntimeWarning, match=f"{newest.name} is damaged"):
-        resumed, _ = fit(digits, cut)
-    assert_equal(uninterrupted(1), killed_child.state(resumed))
+        resumed, _ = fit(data, cut)
+    assert_equal(uninterrupted(2)[0], killed_child.state(resumed))
     for path in cut.iterdir():
         damage(path, kind)
     with (
         pytest.warns(RuntimeWarning, match="is damaged"),
         pytest.raises(ValueError, match="None of the backups in .* is intact"),
     ):
-        fit(digits, cut)
+        fit(data, cut)
 
 
-def test_interrupted_backup_leaves_the_old_ones(digits, cut, monkeypatch):
+def test_interrupted_backup_leaves_the_old_ones_alone(data, cut, monkeypatch):
     before = names(cut)
+    (cut / ".writing-abc").mkdir()  # of a save that was killed
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(np, "savez", interrupt)
-    assert fit(digits, cut)[1] is None
+    assert fit(data, cut)[1] is None
     assert names(cut) == before
 
 
-def test_killed_save_leaves_nothing_behind(digits, cut):
-    (cut / ".writing-abc").mkdir()
-    fit(digits, cut)
-    assert not list(cut.glob(".writing-*"))
-
-
-def test_backup_of_another_model_raises(digits, cut):
+def test_backup_of_another_model_raises(data, cut):
     deeper = kgen.models.VAE((8, 8, 1), 17, latent_dim=3, hidden_units=(8, 8))
     deeper.compile(keras.optimizers.Adam(1e-2))
     other_rule = killed_child.vae()
     other_rule.compile("sgd")
     for other in (deeper, other_rule):  # Keras would load what fits
         with pytest.raises(ValueError, match="not of this model and optimizer"):
-            fit(digits, cut, model=other)
-
-
-def test_other_data_start_the_epoch_over(digits, tmp_path):
-    fit(digits, tmp_path, epochs=2, stop=14)
-    count = Count()
-    with pytest.warns(RuntimeWarning, match="the epoch starts over"):
-        model, _ = fit(digits, tmp_path, epochs=2, callbacks=[count], data=digits)
-    assert count.batches == list(range(10))  # the second epoch, whole
-    assert int(model.optimizer.iterations) == 12 + 10
+            fit(data, cut, model=other)
 
 
 @pytest.mark.parametrize(
-    "other", [{"batch_size": 64}, {"seed": 2}, further({"batch_size": 40})]
+    "other", [None, {"batch_size": 64}, {"seed": 2}, further({"batch_size": 40})]
 )
-def test_other_batches_start_the_epoch_over(other, digits, cut):
-    data = Batches(digits, **{"batch_size": 32, "seed": 1} | other)
-    with pytest.warns(RuntimeWarning, match="an epoch of other data"):
-        model, _ = fit(digits, cut, data=data)
-    assert int(model.optimizer.iterations) == 6 + len(data)
+def test_other_data_start_the_epoch_over(other, digits, cut):
+    """Arrays, or other batches: the second epoch, whole."""
+    x = Batches(digits, **{"batch_size": 32, "seed": 1} | other) if other else digits
+    probe, n = Probe(), len(x) if other else 10
+    with pytest.warns(RuntimeWarning, match="an epoch of other data.*starts over"):
+        model, _ = fit(x, cut, callbacks=[probe])
+    assert probe.batches == list(range(n))
+    assert int(model.optimizer.iterations) == 16 + n
 
 
-def test_more_epochs_continue_from_the_end(digits, tmp_path, uninterrupted):
-    fit(digits, tmp_path, epochs=2)
-    assert fit(digits, tmp_path, epochs=2)[1] == {}  # nothing to do
-    longer, history = fit(digits, tmp_path, epochs=3)
+def test_more_epochs_continue_from_the_end(data, tmp_path, uninterrupted):
+    fit(data, tmp_path)
+    assert fit(data, tmp_path)[1] == {}  # nothing to do
+    longer, history = fit(data, tmp_path, epochs=3)
     assert len(history["loss"]) == 1
-    assert_equal(uninterrupted(3), killed_child.state(longer))
+    assert_equal(uninterrupted(3)[0], killed_child.state(longer))
 
 
-def test_nan_replaces_no_good_backup(digits, tmp_path):
+def test_nan_replaces_no_good_backup(data, tmp_path):
     """NaN from the 6th batch on: the backups are of batches 2 and 4."""
     with pytest.raises(FloatingPointError, match="is nan after batch 6 of epoch 1"):
-        fit(digits, tmp_path, callbacks=[Poison(5)])
+        fit(data, tmp_path, callbacks=[Probe(poison=5)])
     kept = ["00000000-epoch-0-batch-2", "00000001-epoch-0-batch-4"]
     assert names(tmp_path) == kept
-    end = [Poison(0), keras.callbacks.TerminateOnNaN()]  # ends without an error
+    end = [Probe(poison=0), keras.callbacks.TerminateOnNaN()]  # ends without an error
     with pytest.warns(RuntimeWarning, match="No backup after batch"):
-        fit(digits, tmp_path, epochs=3, callbacks=end)
+        fit(data, tmp_path, epochs=3, callbacks=end)
     assert names(tmp_path) == kept
 
 
-def test_same_data_object_resumes_too(digits, tmp_path, uninterrupted):
+def test_same_data_object_resumes_too(data, tmp_path, uninterrupted):
     """As in a notebook: a cell that was interrupted, twice, and run again."""
-    data = Batches(digits, batch_size=32, seed=1)
     for stop in (17, 3, None):
-        resumed, _ = fit(digits, tmp_path, epochs=3, stop=stop, data=data)
-    assert_equal(uninterrupted(3), killed_child.state(resumed))
+        resumed, _ = fit(data, tmp_path, epochs=3, stop=stop)
+    assert_equal(uninterrupted(3)[0], killed_child.state(resumed))
     assert len(data) == 10
-    fit(digits, stop=2, data=data)  # without backups
+    fit(data, stop=2)  # without backups
     data.set_epoch(0, 7)  # as an interruption may leave it
-    model, _ = fit(digits, epochs=2, data=data)
-    assert int(model.optimizer.iterations) == 20
+    assert int(fit(data)[0].optimizer.iterations) == 20
 
 
 def test_backups_are_kept_by_age_not_by_batch(digits, tmp_path):
     """Arrays start an epoch over, and their later backups are of earlier batches."""
-    fit(digits, tmp_path, stop=9, data=digits)
+    fit(digits, tmp_path, stop=9)
     with pytest.warns(RuntimeWarning, match="the epoch starts over"):
-        fit(digits, tmp_path, stop=5, data=digits)
+        fit(digits, tmp_path, stop=5)
     kept = [name.split("-", 1)[1] for name in names(tmp_path)]
     assert kept == ["epoch-0-batch-2", "epoch-0-batch-4"]
     model = new()
@@ -329,15 +303,9 @@ def test_validation_batches_repeat_after_a_resume(binary, digits, tmp_path):
     held = Batches(digits, None, 64, binarize=True, source_levels=17, seed=5)
 
     def losses(*callbacks):
-        data = Batches(binary, batch_size=64)
-        model.fit(
-            data,
-            validation_data=held,
-            epochs=3,
-            verbose=0,
-            callbacks=[*callbacks],
-        )
-        return model.history.history["val_loss"]
+        x = Batches(binary, batch_size=64)
+        options = {"epochs": 3, "verbose": 0, "callbacks": [*callbacks]}
+        return model.fit(x, validation_data=held, **options).history["val_loss"]
 
     def keep():
         return BackupAndRestore(tmp_path / "cut", delete_checkpoint=False)
@@ -345,20 +313,11 @@ def test_validation_batches_repeat_after_a_resume(binary, digits, tmp_path):
     whole = losses()
     assert whole == pytest.approx([whole[0]] * 3, rel=1e-6)
     with pytest.raises(KeyboardInterrupt):
-        losses(keep(), Stop(8))
+        losses(keep(), Probe(8))
     assert losses(keep()) == pytest.approx(whole[1:], rel=1e-6)
 
 
-def test_callback_list_of_keras_is_accepted(digits, cut):
-    model, keep = new(), BackupAndRestore(cut, 2)
-    callbacks = keras.callbacks.CallbackList([keep], model=model, epochs=1, steps=10)
-    data = Batches(digits, batch_size=32, seed=1)
-    model.fit(data, verbose=0, callbacks=callbacks)
-    assert int(model.optimizer.iterations) == 10
-
-
-def test_wrong_uses_raise(digits, tmp_path):
-    data = Batches(digits, batch_size=32)
+def test_wrong_uses_raise(data, tmp_path):
     keep = [BackupAndRestore(tmp_path / name) for name in "ab"]
     with pytest.raises(ValueError, match="takes one BackupAndRestore"):
         new().fit(data, callbacks=keep)
@@ -373,13 +332,3 @@ def test_wrong_uses_raise(digits, tmp_path):
     for save_freq in (0, -1, "batch", 2.5):
         with pytest.raises(ValueError, match="save_freq must be 'epoch' or a positive"):
             BackupAndRestore(tmp_path, save_freq)
-
-
-def test_backups_remove_nothing_of_others(digits, tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    new_model = new()
-    data = Batches(digits, batch_size=160, seed=1)
-    new_model.fit(data, verbose=0, callbacks=[BackupAndRestore(tmp_path)])
-    assert names(tmp_path) == ["thesis.tex"]
-    with pytest.raises(ValueError, match="backup_dir must name a folder"):
-        BackupAndRestore("")
