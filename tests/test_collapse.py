@@ -60,8 +60,10 @@ def test_nearly_identical_samples_end_it(name):
         networks.insert(0, model.average)
     for network in networks:
         assert watch(CollapseGuard(patience=2), logs, model) == (None, [])
-        for v in network.weights:
+        *others, bias = network.weights
+        for v in others:
             v.assign(0.0 * v)
+        bias.assign(np.random.default_rng(0).normal(0, 2, bias.shape))  # one picture
     ended, warned = watch(CollapseGuard(patience=2), logs, model)
     assert ended == 2 and "16 samples have been all but one image" in warned[0]
 

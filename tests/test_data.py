@@ -105,6 +105,9 @@ def test_array_splits_keep_labels_with_images():
         assert y.dtype == np.int32 and x.dtype == np.uint8
         seen[name] = number(x)
     assert {k: len(v) for k, v in seen.items()} == splits.sizes
+    arrays = data.load(images, validation=100)  # evaluation keeps their order
+    for name in ("validation", "test"):
+        np.testing.assert_array_equal(seen[name], number(getattr(arrays, name)))
     assert splits.sizes == {"train": 800, "validation": 100, "test": 100}
     everything = np.sort(np.concatenate(list(seen.values())))
     np.testing.assert_array_equal(everything, np.arange(1000))
@@ -213,6 +216,9 @@ def test_threshold_is_half_of_the_largest_level():
     ramp = np.arange(256).reshape(256, 1, 1), np.arange(256)
     x, y = gather(data.load(ramp, binarize="threshold", labels=True).train)
     np.testing.assert_array_equal(x[:, 0, 0, 0], y >= 128)
+    levels = data.load("digits").train  # of 17 levels, 8 is exactly half of 16
+    binary = data.load("digits", binarize="threshold").train
+    np.testing.assert_array_equal(binary, levels >= 8)
 
 
 # Errors

@@ -213,6 +213,11 @@ def test_card_describes_what_is_served(tmp_path, writer):
     assert json.loads((folder / "model_card.json").read_text()) == beside
     model.export(tmp_path / "no_version", warmup=False)  # its folder is not ours
     assert not (tmp_path / "model_card.json").exists()
+    gan = zoo.new("gan")
+    gan.export(tmp_path / "gan" / "1", warmup=False)
+    card = json.loads((tmp_path / "gan" / "model_card.json").read_text())
+    networks = gan.generator, gan.discriminator  # not the average of the generator
+    assert card["parameters"] == sum(m.count_params() for m in networks)
     (tmp_path / "other" / "model_card.json" / "in_the_way").mkdir(parents=True)
     with pytest.warns(UserWarning, match="is exported, but not its card"):
         model.export(tmp_path / "other" / "1")

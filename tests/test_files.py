@@ -22,6 +22,11 @@ def test_folders_with_other_files_are_not_replaced(model, tmp_path):
         with pytest.raises((FileExistsError, ValueError)):
             use(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years of work"
+    model.save_to_preset(tmp_path / "preset")
+    (tmp_path / "preset" / "notes.txt").write_text("years of work")
+    with pytest.raises(FileExistsError):
+        model.save_to_preset(tmp_path / "preset")
+    assert (tmp_path / "preset" / "notes.txt").exists()
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])

@@ -275,6 +275,8 @@ def test_average_follows_generator_and_norms_are_reported(digits):
         **{f"{k}_optimizer": keras.optimizers.SGD(r) for k, r in rates.items()}
     )
     average = copies(model.generator.weights)
+    fresh = gan(ema=0.75)
+    zoo.assert_same(fresh.average, fresh.generator)
     for _ in range(2):
         before = {k: copies(getattr(model, k).trainable_variables) for k in rates}
         logs = model.fit(digits[:32], batch_size=32, verbose=0).history
@@ -287,8 +289,9 @@ def test_average_follows_generator_and_norms_are_reported(digits):
         average = [0.75 * a + 0.25 * b for a, b in pairs]
     for v, a in zip(model.average.weights, average, strict=True):
         np.testing.assert_allclose(numpy(v), a, rtol=1e-5, atol=1e-6)
-    z = np.ones((2, 3), "float32")
+    z = numpy(model.prior.of(tensor(kgen.random.image_seeds(0, 2), "int32")))
     sampled, generated = model.sample(2, seed=0), numpy(model.generate(z))
+    np.testing.assert_array_equal(sampled, np.rint(generated))
     for v in model.generator.weights:
         v.assign(v + 1.0)
     np.testing.assert_array_equal(model.sample(2, seed=0), sampled)
@@ -355,12 +358,13 @@ def test_each_image_has_noise_and_penalty_anew():
 
 @pytest.mark.parametrize("kind", ["gradient_penalty", "r1_penalty"])
 def test_penalties_agree_with_central_differences(kind, rng):
-    """Value, and gradient by D's weights through the gradient by images. Real and
-    generated images are the same, so all between them are, and the losses cancel."""
+    """Value, and gradient by D's weights through the gradient by images. For the
+    gradient penalty generated images equal the real ones, and so all between them."""
     V, v = normal_weights(rng)
+    real, made = 0.25, 0.25 if kind == "gradient_penalty" else 0.6
     model = gan(
         loss="wasserstein",
-        generator=constant_generator(0.25),
+        generator=constant_generator(made),
         discriminator=two_layers(V, v),
         **{"gradient_penalty": 0.0, "r1_penalty": 0.0} | {kind: 3.0},
     )
@@ -369,15 +373,16 @@ def test_penalties_agree_with_central_differences(kind, rng):
         discriminator_optimizer=keras.optimizers.SGD(0.01),
     )
 
-    def penalty(weights):
+    def objective(weights):
         V, v = weights[:320].reshape(64, 5), weights[320:]
-        slope = 1 - np.tanh(V.T @ np.full(64, 0.25)) ** 2
-        size = np.linalg.norm(V @ (slope * v))
-        return 3.0 * ((size - 1) ** 2 if kind == "gradient_penalty" else size**2 / 2)
+        at_real, at_made = (np.tanh(V.T @ np.full(64, x)) for x in (real, made))
+        size = np.linalg.norm(V @ ((1 - at_real**2) * v))
+        penalty = (size - 1) ** 2 if kind == "gradient_penalty" else size**2 / 2
+        return 3.0 * penalty + (at_made - at_real) @ v
 
     at = np.concatenate([V.ravel(), v.ravel()])
     steps = np.eye(325) * 1e-6
-    expected = np.array([(penalty(at + s) - penalty(at - s)) / 2e-6 for s in steps])
+    expected = np.array([(objective(at + s) - objective(at - s)) / 2e-6 for s in steps])
     model.fit(np.full((4, *SHAPE), 4, "uint8"), batch_size=4, verbose=0)  # 4 / 16
     after = [w.ravel() for w in copies(model.discriminator.trainable_variables)]
     found = (at - np.concatenate(after)) / 0.01

@@ -13,7 +13,7 @@ from zoo import assert_same, every_image, new, numpy, shared, tensor, tiny, weig
 from kgen import backend
 from kgen.data import Batches
 from kgen.layers import GatedResnet, WeightNormConv2D
-from kgen.layers.weight_norm import doubled, halved
+from kgen.layers.weight_norm import concat_elu, doubled, halved
 from kgen.models import PixelCNNPlusPlus
 from kgen.models.base import GenerativeModel
 from kgen.models.pixel_cnn_pp import first_images
@@ -136,6 +136,17 @@ def test_constant_features_are_only_centered(monkeypatch):
     np.testing.assert_allclose(y[0], 0, atol=1e-6)
     assert np.isfinite(y[-1]).all()
     assert all(np.abs(numpy(conv.g)).max() < 100 for conv in model.convolutions())
+    conv, found, x = WeightNormConv2D(8), [], tensor(np.full((20, 3, 5, 4), 0.1))
+    conv.build(x.shape)  # its mean is rounded: a variance that is not quite 0
+    conv(x, collect=lambda conv, g, b: found.append(numpy(g)))
+    np.testing.assert_array_equal(found[0], 1.0)
+
+
+def test_concatenated_elu_is_that_of_both_signs(rng):
+    x = rng.normal(size=(2, 3, 3, 4))
+    both = np.concatenate([x, -x], -1)
+    expected = np.where(both > 0, both, np.expm1(both))
+    np.testing.assert_allclose(numpy(concat_elu(tensor(x))), expected, atol=1e-6)
 
 
 @pytest.fixture

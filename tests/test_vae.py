@@ -142,6 +142,11 @@ def test_labels_condition_densities_and_samples_of_a_vae():
     for label in range(3):
         check_density(model, exact[label], label)
         assert np.abs(exact[label] - exact[label - 1]).max() > 0.1
+    # a label for each image, whatever those of the others
+    mixed = np.arange(16) % 3
+    one = [numpy(model.log_prob(IMAGES, 5, labels=np.full(16, k))) for k in range(3)]
+    together = numpy(model.log_prob(IMAGES, 5, labels=mixed))
+    np.testing.assert_allclose(together, np.choose(mixed, one), rtol=1e-5)
 
 
 def test_iwae_of_two_layers_matches_the_integral_over_both():

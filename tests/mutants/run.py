@@ -44,8 +44,6 @@ def check(mutants):
         found = source.read_text().count(m["search"]) if source.is_file() else 0
         if found != 1:
             wrong.append(f"{m['name']}: its text occurs {found} times in {m['file']}.")
-        if m["search"] == m["replace"]:
-            wrong.append(f"{m['name']}: it changes nothing.")
         for word in shlex.split(m["tests"]):
             path, _, test = word.partition("::")
             text = (ROOT / path).read_text() if (ROOT / path).is_file() else ""
