@@ -325,7 +325,6 @@ class ScaledSquare(layers.Layer):
         return self.s * ops.sum(ops.square(x), axis=(1, 2, 3))[:, None] / 2.0
 
 
-@pytest.mark.portable
 def test_each_image_has_noise_and_penalty_anew():
     """D(x) = s sum(x^2) / 2 has gradient s x. With real 1 and generated 0, that between
     them is a, its norm 8 a s, and the penalty E (8 a s - 1)^2 with a ~ U(0, 1) of each
