@@ -199,10 +199,11 @@ def fused(fn):
 
 @contextlib.contextmanager
 def preserve_state(model):
-    """Around Keras' `fit`, `evaluate` and `predict`, which take the values out of the
-    variables while they run: if one raises, or is interrupted, before its first step is
-    done, Keras does not put them back. Here they come back: those after the last whole
-    step, or those from before."""
+    """Restores the variables' values if the block raises or is interrupted.
+
+    Keras' `fit`, `evaluate` and `predict` empty the variables while they run, and do
+    not always refill them after an error. The values are those of the last whole step,
+    or those from before the block if there was none."""
     before = [(v, v.value) for v in _all_variables(model)]
     try:
         yield
@@ -222,7 +223,7 @@ def _all_variables(model):
 def _has_value(v):
     try:
         return v.value is not None
-    except TypeError:  # Keras calls the initializer that such a variable has not
+    except TypeError:  # of an empty variable, Keras calls an initializer that is None
         return False
 
 

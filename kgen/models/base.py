@@ -182,7 +182,8 @@ class GenerativeModel(keras.Model):
         y = _placeholder(x, y, kwargs)
         size = args[0] if args else kwargs.get("batch_size")
         x = fitting.fed_for_evaluation(x)
-        with backend.preserve_state(self), backend.divided(x, size or 32):  # by default
+        size = size or 32  # Keras' own default
+        with backend.preserve_state(self), backend.divided(x, size):
             return super().evaluate(x, y, *args, return_dict=return_dict, **kwargs)
 
     def predict(self, x, *args, **kwargs):
