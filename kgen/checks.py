@@ -81,6 +81,63 @@ def check_labels(labels, num_classes, values=True):
         raise ValueError(f"{expected}; got {seen.min()}..{seen.max()}.")
 
 
+def clip(values, count):
+    """Integers (B, ...) as int32, clipped to 0..count-1, and whether a row has a value
+    below or above: two booleans (B,). In plain ops, for compiled steps."""
+    dtype = keras.backend.standardize_dtype(values.dtype)
+    if dtype not in ("uint32", "int64", "uint64"):
+        values = ops.cast(values, "int32")  # bool and 8 bits hold no count, or no -1
+    rows = ops.reshape(values, (-1, int(np.prod(values.shape[1:]))))
+    below, above = ops.min(rows, axis=1) < 0, ops.max(rows, axis=1) > count - 1
+    return ops.cast(ops.clip(values, 0, count - 1), "int32"), below, above
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class OutOfRange(keras.metrics.Metric):
+    """Counts the images of an epoch with wrong values: those of data sets are seen by
+    the compiled step alone, which cannot raise. `result` is how many rows are wrong."""
+
+    def __init__(self):
+        super().__init__(name="out_of_range")
+        # images; those with values below 0, above the highest level; wrong labels
+        self.counts = self.add_variable((4,), initializer="zeros", name="counts")
+
+    def update_state(self, below, above, labels):
+        """Booleans (B,): whether an image has such values, or such a label."""
+        flags = {
+            "all": ops.ones_like(below),
+            "below": below,
+            "above": above,
+            "label": labels,
+        }
+        flags = {name: ops.cast(flag, "float32") for name, flag in flags.items()}
+        flags, weight = backend.replica_metrics(flags, None)
+        weight = 1.0 if weight is None else weight
+        counts = ops.stack([ops.sum(flag * weight) for flag in flags.values()])
+        self.counts.assign(self.counts + counts)
+
+    def result(self):
+        return ops.sum(self.counts[1:])
+
+    def check(self, levels, num_classes, where):
+        """Raises a ValueError if there were any."""
+        n, below, above, labels = ops.convert_to_numpy(self.counts).astype(int).tolist()
+        wrong = []
+        if below:
+            wrong.append(f"{below} with values below 0")
+        if above:
+            wrong.append(f"{above} with values above {levels - 1}")
+        if labels:
+            wrong.append(f"{labels} with labels that are not in 0..{num_classes - 1}")
+        if wrong:
+            raise ValueError(
+                f"{where}: expected integer images with values 0..{levels - 1}; got "
+                f"{' and '.join(wrong)} among the first {n}. Build the model with as "
+                "many levels (and classes) as the data have, or map the images with "
+                "`kgen.data.quantize`."
+            )
+
+
 def sizes(name, values):
     """`values` as a tuple of positive ints; a ValueError otherwise."""
     fits = isinstance(values, (tuple, list)) and all(

@@ -7,6 +7,7 @@ Computing, in tensorflow.py, jax.py, torch.py:
 `minimize(model, fn, variables)`   one optimizer update of those variables only
 `input_gradient(model, fn, x)`     d sum(fn(x)) / dx, itself differentiable (penalties)
 `compiled(model, fn, gradients)`   fn as one compiled function of its tensors
+`recording(gradients)`         a context: whether results carry a graph, on PyTorch
 `convolution(x, kernel, pads, bias)`   padded on each side by its own number of zeros
 `scan(fn, state, xs)`          a recurrence over the first axis, as one loop
 `fused(fn)`                    an element-wise function in few passes over memory
@@ -52,6 +53,7 @@ step = _computing.step
 minimize = _computing.minimize
 input_gradient = _computing.input_gradient
 compiled = _computing.compiled
+recording = _computing.recording
 convolution = _computing.convolution
 scan = _computing.scan
 fused = _computing.fused

@@ -138,6 +138,12 @@ def compiled(model, fn, gradients=False):
     return lambda *args: program([v.value for v in model.variables], *args)
 
 
+def recording(gradients):
+    """JAX's transformations trace what they differentiate: results carry no graph."""
+    del gradients
+    return contextlib.nullcontext()
+
+
 def convolution(x, kernel, pads, bias=None):
     """x (B, H, W, F) with pads ((top, bottom), (left, right)) of zeros, negative ones
     cropping, times kernel (rows, columns, F, filters), plus bias (filters,)."""

@@ -58,6 +58,12 @@ def compiled(model, fn, gradients=False):
     return call
 
 
+def recording(gradients):
+    """A context in which operations keep a graph only if `gradients` is true, and the
+    surroundings record them."""
+    return torch.set_grad_enabled(gradients and torch.is_grad_enabled())
+
+
 def convolution(x, kernel, pads, bias=None):
     """x (B, H, W, F) with pads ((top, bottom), (left, right)) of zeros, negative ones
     cropping, times kernel (rows, columns, F, filters), plus bias (filters,)."""

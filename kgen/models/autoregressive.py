@@ -25,7 +25,7 @@ from keras.metrics import Mean
 
 from kgen import backend, random
 from kgen.batching import in_batches
-from kgen.checks import check_images, check_temperature
+from kgen.checks import check_temperature
 from kgen.likelihoods import LogisticMixture, likelihood_of
 from kgen.metrics import bits_per_dim
 from kgen.models.base import GenerativeModel
@@ -134,21 +134,23 @@ class Autoregressive(GenerativeModel):
     def _float_params(self, x, labels=None):
         return ops.cast(self.params(x, labels), "float32")
 
-    def logits(self, x, labels=None):
+    def logits(self, x, labels=None, gradients=False):
         """The likelihood's parameters at every pixel: float32 (B, H, W, P). Those of a
-        dimension depend on the dimensions before it alone."""
-        return self._logits(*self.checked(x, labels))
+        dimension depend on the dimensions before it alone. `gradients`: see
+        GenerativeModel."""
+        with backend.recording(gradients):
+            return self._logits(*self.checked(x, labels))
 
-    def log_prob(self, x, labels=None):
-        """log p(x), exact: (B,) nats, float32."""
-        return self._log_prob(*self.checked(x, labels))
+    def log_prob(self, x, labels=None, gradients=False):
+        """log p(x), exact: (B,) nats, float32. `gradients`: see GenerativeModel."""
+        with backend.recording(gradients):
+            return self._log_prob(*self.checked(x, labels))
 
     def call(self, inputs, training=False):
         """`logits` for `predict`: of images, or (images, labels) if conditional."""
-        x, labels = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
-        check_images(x, self.image_shape, self.levels, values=False)
-        params = self.params(x, self.checked_labels(labels), training)
-        return ops.cast(params, "float32")
+        x, labels, nan = self.call_inputs(inputs)
+        params = ops.cast(self.params(x, labels, training), "float32")
+        return params + nan[:, None, None, None]
 
     # Drawing
 

@@ -10,7 +10,15 @@ from keras import ops
 
 from kgen import backend, export, files, fitting, presets, random
 from kgen.batching import in_batches
-from kgen.checks import check_data, check_images, check_labels, portable, sizes
+from kgen.checks import (
+    OutOfRange,
+    check_data,
+    check_images,
+    check_labels,
+    clip,
+    portable,
+    sizes,
+)
 from kgen.optimizers import Alternating
 
 
@@ -19,6 +27,10 @@ class GenerativeModel(keras.Model):
 
     Families define `train_step` and `test_step` (under `backend.step`), `call`,
     `draw(seeds, labels)` and, for the exported model, `endpoints()`.
+
+    Results of its methods, such as `log_prob` and `reconstruct`, carry no gradients on
+    PyTorch, whose graph would keep memory: pass `gradients=True` to differentiate them.
+    TensorFlow's tapes and JAX's transformations go through them in any case.
 
     Args:
         image_shape: (H, W, C).
@@ -44,6 +56,7 @@ class GenerativeModel(keras.Model):
         self.num_classes = num_classes
         self.num_dims = int(np.prod(self.image_shape))
         self.seed_generator = keras.random.SeedGenerator()
+        self.out_of_range = OutOfRange()
         self._draw = backend.compiled(self, self.draw)
 
     def get_config(self):
@@ -85,13 +98,38 @@ class GenerativeModel(keras.Model):
         return ops.cast(labels, "int32")
 
     def unpack(self, data):
-        """A batch that `fit` passes on -> images, labels or None, weights or None."""
+        """A batch that `fit` passes on -> images, labels or None, weights or None.
+
+        Wrong values are clipped and counted; `fit` and `evaluate` raise by that count.
+        """
         x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        labels = labels if self.num_classes is not None else None
+        x, labels, flags = self._clipped(x, labels)
+        self.out_of_range.update_state(*flags)
+        return x, labels, sample_weight
+
+    def _clipped(self, x, labels):
+        """Images and labels, int32, in their ranges, and the arguments of
+        `OutOfRange.update_state`."""
         check_images(x, self.image_shape, self.levels, values=False)
+        x, below, above = clip(x, self.levels)
         if self.num_classes is None:
-            return x, None, sample_weight
+            return x, None, (below, above, ops.zeros_like(below))
         check_labels(labels, self.num_classes, values=False)
-        return x, ops.cast(labels, "int32"), sample_weight
+        labels, *outside = clip(labels, self.num_classes)
+        return x, labels, (below, above, ops.logical_or(*outside))
+
+    def call_inputs(self, inputs):
+        """What `call` is given, images or (images, labels), in their ranges: images,
+        labels or None, and a (B,) of zeros, NaN for images with wrong values, which
+        `predict` of a data set raises by."""
+        x, labels = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
+        check_images(x, self.image_shape, self.levels)
+        if self.num_classes is not None:
+            check_labels(labels, self.num_classes)
+        x, labels, flags = self._clipped(x, labels)
+        wrong = ops.any(ops.stack(flags), axis=0)
+        return x, labels, ops.where(wrong, float("nan"), 0.0)
 
     # Training
 
@@ -159,6 +197,12 @@ class GenerativeModel(keras.Model):
                 metric.update_state(values[metric.name], weight)
         return self.get_metrics_result()
 
+    def get_metrics_result(self):
+        """As Keras', but NaN from the first image with wrong values on."""
+        results = super().get_metrics_result()
+        wrong = results.pop(self.out_of_range.name)
+        return {k: ops.where(wrong > 0, float("nan"), v) for k, v in results.items()}
+
     def fit(
         self, x=None, y=None, *args, validation_data=None, callbacks=None, **kwargs
     ):
@@ -174,24 +218,57 @@ class GenerativeModel(keras.Model):
             kwargs["validation_data"] = x_val if alone else (x_val, *rest)
         prepared = fitting.prepared(self, x, callbacks, kwargs)
         with backend.preserve_state(self), prepared as (x, callbacks):
-            return super().fit(x, y, *args, callbacks=callbacks, **kwargs)
+            try:
+                history = super().fit(x, y, *args, callbacks=callbacks, **kwargs)
+            except FloatingPointError:  # of StopOnNaN
+                self._check_ranges("fit")
+                raise
+        self._check_ranges("fit")
+        return history
 
     def evaluate(self, x=None, y=None, *args, return_dict=True, **kwargs):
         """As `keras.Model.evaluate`; returns {metric: value} unless asked not to."""
         check_data(self, x, y)
+        if kwargs.get("_use_cached_eval_dataset"):  # by `fit`, after an epoch
+            self._check_ranges("fit")
         y = _placeholder(x, y, kwargs)
         size = args[0] if args else kwargs.get("batch_size")
         x = fitting.fed_for_evaluation(x)
         size = size or 32  # Keras' own default
         with backend.preserve_state(self), backend.divided(x, size):
-            return super().evaluate(x, y, *args, return_dict=return_dict, **kwargs)
+            logs = super().evaluate(x, y, *args, return_dict=return_dict, **kwargs)
+        self._check_ranges("evaluate")
+        return logs
 
     def predict(self, x, *args, **kwargs):
         """As `keras.Model.predict`, of images or a tuple (images, labels)."""
         check_data(self, *(x if isinstance(x, tuple) else (x, None)))
         size = args[0] if args else kwargs.get("batch_size")
         with backend.preserve_state(self), backend.divided(x, size or 32):
-            return super().predict(x, *args, **kwargs)
+            predicted = super().predict(x, *args, **kwargs)
+        wrong = np.isnan(predicted).reshape(len(predicted), -1).any(axis=1)
+        if wrong.any():
+            raise ValueError(
+                f"predict: {wrong.sum()} of {len(wrong)} results are NaN, the first of "
+                f"image {wrong.argmax()}. Either weights are NaN, or its values are "
+                f"not in 0..{self.levels - 1}, or its label is not a class."
+            )
+        return predicted
+
+    def _check_ranges(self, where):
+        """Raises a ValueError if images since the metrics were reset had wrong values;
+        data sets show theirs in the compiled step alone."""
+        self.out_of_range.check(self.levels, self.num_classes, where)
+
+    def train_on_batch(self, x, y=None, *args, **kwargs):
+        """As `keras.Model.train_on_batch`, with the batch checked."""
+        check_data(self, x, y)
+        return super().train_on_batch(x, y, *args, **kwargs)
+
+    def test_on_batch(self, x, y=None, *args, **kwargs):
+        """As `keras.Model.test_on_batch`, with the batch checked."""
+        check_data(self, x, y)
+        return super().test_on_batch(x, y, *args, **kwargs)
 
     # Drawing
 

@@ -254,30 +254,35 @@ class GAN(GenerativeModel):
         x = self._generated(self.prior.of(seeds), labels)
         return ops.cast(ops.round(x), "int32")
 
-    def generate(self, z, labels=None):
+    def generate(self, z, labels=None, gradients=False):
         """G(z) of latents (B, L) [and labels, (B,) or one for all]: float32
-        (B, H, W, C) in 0..levels-1."""
+        (B, H, W, C) in 0..levels-1. `gradients`: see GenerativeModel."""
         z = checks.checked_latents(z, self.latent_dim)
-        if self.num_classes is None:
-            return self._generate(z)
-        one = isinstance(labels, (int, np.integer))
-        labels = self.checked_labels(np.full(len(z), labels) if one else labels)
-        if len(labels) != len(z):
-            raise ValueError(f"labels: expected one or {len(z)}, got {len(labels)}.")
-        return self._generate(z, labels)
+        given = [z]
+        if self.num_classes is not None:
+            one = isinstance(labels, (int, np.integer))
+            labels = self.checked_labels(np.full(len(z), labels) if one else labels)
+            if len(labels) != len(z):
+                raise ValueError(
+                    f"labels: expected one or {len(z)}, got {len(labels)}."
+                )
+            given.append(labels)
+        with backend.recording(gradients):
+            return self._generate(*given)
 
     def _scored(self, x, labels=None):
         return self._logits(self._real(x), labels)
 
-    def discriminate(self, x, labels=None):
-        """D(x) of integer images: logits, float32 (B,)."""
-        return self._score(*self.checked(x, labels))
+    def discriminate(self, x, labels=None, gradients=False):
+        """D(x) of integer images: logits, float32 (B,). `gradients`: see
+        GenerativeModel."""
+        with backend.recording(gradients):
+            return self._score(*self.checked(x, labels))
 
     def call(self, inputs, training=False):
         """`discriminate` for `predict`: of images, or (images, labels)."""
-        x, labels = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
-        checks.check_images(x, self.image_shape, self.levels, values=False)
-        return self._logits(self._real(x), self.checked_labels(labels), training)
+        x, labels, nan = self.call_inputs(inputs)
+        return self._logits(self._real(x), labels, training) + nan
 
     def endpoints(self):
         return super().endpoints() | {

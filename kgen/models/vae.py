@@ -34,7 +34,7 @@ from keras import ops
 
 from kgen import backend, random
 from kgen.batching import in_batches
-from kgen.checks import check_images, checked_latents, sizes
+from kgen.checks import checked_latents, sizes
 from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
 from kgen.metrics import bits_per_dim, log_mean_weight
@@ -180,14 +180,17 @@ class VAE(GenerativeModel):
         """Standard normal noise that is a function of each image: (B, L)."""
         return random.normals(random.image_keys(x), self.latent_dim)
 
-    def elbo(self, x, labels=None):
+    # `gradients` of all these: see GenerativeModel.
+
+    def elbo(self, x, labels=None, gradients=False):
         """A one-sample estimate of the ELBO (1), a function of the image: (B,) nats."""
-        return self._elbo(*self.checked(x, labels))
+        with backend.recording(gradients):
+            return self._elbo(*self.checked(x, labels))
 
     def _keyed_elbo(self, x, labels=None):
         return self._terms(x, labels, self._noise(x))["elbo_nats"]
 
-    def log_prob(self, x, num_samples=100, labels=None, seed=0):
+    def log_prob(self, x, num_samples=100, labels=None, seed=0, gradients=False):
         """The importance-weighted bound (2) on log p(x), k = num_samples: (B,) nats.
 
         A function of each image and `seed`. Computed in parts, so memory grows with
@@ -195,7 +198,8 @@ class VAE(GenerativeModel):
         `kgen.metrics.importance_weighted_bound`.
         """
         checked = self.checked(x, labels)
-        return log_mean_weight(self._log_weights, num_samples, seed, *checked)
+        with backend.recording(gradients):
+            return log_mean_weight(self._log_weights, num_samples, seed, *checked)
 
     def log_weights(self, x, keys, streams, labels=None):
         """log p(x, z) / q(z | x) for k latents drawn from q: (B, k) nats.
@@ -222,34 +226,36 @@ class VAE(GenerativeModel):
         params = ops.reshape(params, (-1, k, *params.shape[1:]))
         return self.likelihood.log_prob(params, x[:, None])
 
-    def encode(self, x, labels=None):
+    def encode(self, x, labels=None, gradients=False):
         """Posterior of images: mean and log variance, float32 (B, L) each."""
-        return self._posterior(*self.checked(x, labels))
+        with backend.recording(gradients):
+            return self._posterior(*self.checked(x, labels))
 
-    def decode(self, z, labels=None):
+    def decode(self, z, labels=None, gradients=False):
         """E[x | z] of latents (B, L): float32 (B, H, W, C) in 0..levels-1; for two
         levels this is the probability of 1."""
-        z = checked_latents(z, self.latent_dim)
-        return self.likelihood.mean(self._params(z, self.checked_labels(labels)))
+        z, labels = checked_latents(z, self.latent_dim), self.checked_labels(labels)
+        with backend.recording(gradients):
+            return self.likelihood.mean(self._params(z, labels))
 
-    def reconstruct(self, x, labels=None):
+    def reconstruct(self, x, labels=None, gradients=False):
         """E[x | z = posterior mean]: float32 (B, H, W, C) in 0..levels-1."""
-        return self.decode(self.encode(x, labels)[0], labels)
+        mean, _ = self.encode(x, labels, gradients)
+        return self.decode(mean, labels, gradients)
 
     def call(self, inputs, training=False):
         """`reconstruct` for `predict`: images, or (images, labels) if conditional."""
-        x, labels = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
-        check_images(x, self.image_shape, self.levels, values=False)
-        labels = self.checked_labels(labels)
+        x, labels, nan = self.call_inputs(inputs)
         mean, _ = self._posterior(x, labels, training)
-        return self.likelihood.mean(self._params(mean, labels, training))
+        expected = self.likelihood.mean(self._params(mean, labels, training))
+        return expected + nan[:, None, None, None]
 
-    def interpolate(self, a, b, steps, labels=None):
+    def interpolate(self, a, b, steps, labels=None, gradients=False):
         """Expected images on the straight line between the posterior means of images
         a and b, (B, H, W, C) each, both ends included: float32 (B, steps, H, W, C)."""
-        (start, _), (end, _) = self.encode(a, labels), self.encode(b, labels)
+        start, end = (self.encode(x, labels, gradients)[0] for x in (a, b))
         path = [(1.0 - t) * start + t * end for t in np.linspace(0.0, 1.0, steps)]
-        return ops.stack([self.decode(z, labels) for z in path], axis=1)
+        return ops.stack([self.decode(z, labels, gradients) for z in path], axis=1)
 
     # Drawing
 
