@@ -19,7 +19,8 @@ class Alternating(keras.optimizers.Optimizer):
     `GenerativeModel.compile` hands the variables out: the member `generator` takes
     those of `model.generator`. `optimizers` lists the members, as Keras' callbacks
     (LearningRateScheduler, ReduceLROnPlateau, SwapEMAWeights, TensorBoard) expect.
-    `iterations` are the first member's. Under `mixed_float16`, `compile` wraps the
+    `iterations` and `learning_rate` are read from the first member; setting
+    `learning_rate` sets that of each. Under `mixed_float16`, `compile` wraps the
     whole in a LossScaleOptimizer, so members must not scale the loss themselves.
 
     Args:
@@ -71,6 +72,15 @@ class Alternating(keras.optimizers.Optimizer):
     @property
     def variables(self):
         return [v for member in self.optimizers for v in member.variables]
+
+    @property
+    def learning_rate(self):
+        return self.optimizers[0].learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        for member in self.optimizers:
+            member.learning_rate = value
 
     @property
     def iterations(self):

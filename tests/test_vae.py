@@ -391,7 +391,7 @@ def test_wrong_arguments_of_a_vae_raise():
         ("is incompatible with the layer", {"encoder": encoder((9, 9, 1), 4)}),
         ("expects 1 .*input", {"encoder": encoder(PIXELS, 4), "num_classes": 10}),
         ("hidden_units must be a tuple", {"hidden_units": 16}),
-        ("latent_dim must be positive", {"latent_dim": 0}),
+        ("latent_dim must be a positive", {"latent_dim": 0}),
     ):
         with pytest.raises(ValueError, match=message):
             VAE(PIXELS, **{"latent_dim": 2, "hidden_units": (6,)} | wrong)

@@ -11,7 +11,8 @@ Computing, in tensorflow.py, jax.py, torch.py:
 `convolution(x, kernel, pads, bias)`   padded on each side by its own number of zeros
 `scan(fn, state, xs)`          a recurrence over the first axis, as one loop
 `fused(fn)`                    an element-wise function in few passes over memory
-`preserve_state(model)`         variables keep their values if `fit` raises
+`preserve_state(model)`        variables keep their values if `fit` raises
+`sync_state(model)`            variables get the last step's values while `fit` runs
 `concrete(x)`                  a tensor's values as NumPy, None while tracing
 
 Devices, in tensorflow_devices.py, jax_devices.py, torch_devices.py:
@@ -58,6 +59,7 @@ convolution = _computing.convolution
 scan = _computing.scan
 fused = _computing.fused
 preserve_state = _computing.preserve_state
+sync_state = _computing.sync_state
 concrete = _computing.concrete
 
 fed = _devices.fed

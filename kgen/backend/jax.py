@@ -221,6 +221,12 @@ def preserve_state(model):
         raise
 
 
+def sync_state(model):
+    """Gives the variables the last step's values: Keras empties them while `fit` runs.
+    What they are assigned after it, the next step begins with."""
+    model.jax_state_sync()
+
+
 def _all_variables(model):
     optimizer = model.optimizer.variables if model.compiled else []
     return [*model.variables, *optimizer, *model.metrics_variables]

@@ -195,6 +195,11 @@ def preserve_state(model):
     return contextlib.nullcontext()
 
 
+def sync_state(model):
+    """Variables hold the last step's values at all times."""
+    del model
+
+
 def concrete(x):
     """The values of `x` as NumPy, or None where they are not known yet."""
     return x.numpy() if isinstance(x, tf.__internal__.EagerTensor) else None

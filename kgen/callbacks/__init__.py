@@ -2,7 +2,7 @@
 backend."""
 
 from kgen.callbacks.backup import BackupAndRestore
-from kgen.callbacks.health import CollapseGuard, SampleDistances, StopOnNaN
+from kgen.callbacks.health import CollapseGuard, KLWarmUp, SampleDistances, StopOnNaN
 from kgen.callbacks.pictures import (
     ReconstructionGrid,
     SampleGrid,
@@ -17,6 +17,7 @@ __all__ = [
     "BackupAndRestore",
     "CollapseGuard",
     "CutEpoch",
+    "KLWarmUp",
     "Progress",
     "ReconstructionGrid",
     "SampleDistances",

@@ -1,4 +1,5 @@
-"""Measures of samples while `fit` runs, and a watch over adversarial games."""
+"""Callbacks that measure samples while `fit` runs, warm up the KL, and watch for NaN
+and for adversarial games that are lost."""
 
 import math
 import warnings
@@ -8,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from kgen import random
-from kgen.checks import positive
+from kgen.checks import not_negative, positive
 
 
 class SampleDistances(keras.callbacks.Callback):
@@ -56,6 +57,36 @@ class SampleDistances(keras.callbacks.Callback):
             + ", ".join(f"{k} {values[k]:.4g} ({own:.4g})" for k, own in pairs.items()),
             flush=True,
         )
+
+
+class KLWarmUp(keras.callbacks.Callback):
+    """Raises a VAE's `beta` linearly: in epoch i, counted from 0, it is
+    start + (end - start) min(1, i / epochs).
+
+    So the decoder learns to use the latents before the KL presses them to the prior
+    (Bowman et al. 2016, arXiv:1511.06349; Sonderby et al. 2016, arXiv:1602.02282).
+    The losses of different epochs do not compare; `elbo_nats` does.
+
+    Args:
+        epochs: how many epochs the warm-up takes.
+        start: beta of the first epoch.
+        end: beta after the warm-up.
+    """
+
+    def __init__(self, epochs, start=0.0, end=1.0):
+        super().__init__()
+        positive(epochs=epochs)
+        not_negative(start=start, end=end)
+        self.epochs, self.start, self.end = epochs, start, end
+
+    def on_train_begin(self, logs=None):
+        if "beta" not in self.model.get_config():
+            name = type(self.model).__name__
+            raise ValueError(f"KLWarmUp is for a VAE, with a `beta`; {name} has none.")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        done = min(1.0, epoch / self.epochs)
+        self.model.beta = self.start + (self.end - self.start) * done
 
 
 class StopOnNaN(keras.callbacks.Callback):

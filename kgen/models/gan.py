@@ -143,6 +143,12 @@ class GAN(GenerativeModel):
                 "compile takes either optimizer= for both networks, or "
                 "generator_optimizer= and discriminator_optimizer=; got both."
             )
+        if (each[0] is None) != (each[1] is None):
+            one, other = ("discriminator", "generator")[:: 1 if each[0] is None else -1]
+            raise ValueError(
+                f"compile got {one}_optimizer= alone: pass {other}_optimizer= too, or "
+                "one optimizer= for both networks."
+            )
         optimizer = Alternating.of(given, generator=each[0], discriminator=each[1])
         if self.ema is not None:
             self.average.trainable = False

@@ -34,7 +34,7 @@ from keras import ops
 
 from kgen import backend, random
 from kgen.batching import in_batches
-from kgen.checks import checked_latents, sizes
+from kgen.checks import checked_latents, not_negative, positive, sizes
 from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
 from kgen.metrics import bits_per_dim, log_mean_weight
@@ -59,8 +59,8 @@ class VAE(GenerativeModel):
         activation: of the hidden layers.
         likelihood: "bernoulli" (2 levels), "categorical", "discretized_logistic" or
             "logistic_mixture"; None: Bernoulli at 2 levels, else discretised logistic.
-        beta: weight of the KL in the training loss (the ELBO is reported with 1);
-            read when the step is compiled.
+        beta: weight of the KL in the training loss (the ELBO is reported with 1). It
+            may be set while `fit` runs; see `kgen.callbacks.KLWarmUp`.
         encoder: a Keras model of your own, from images scaled to 0..1 (B, H, W, C) [and
             one-hot labels (B, K)] to (B, 2 L), mean and log variance.
         decoder: a Keras model of your own, from z (B, L) [and one-hot labels (B, K)] to
@@ -94,9 +94,7 @@ class VAE(GenerativeModel):
         **kwargs,
     ):
         super().__init__(image_shape, levels, num_classes, **kwargs)
-        if latent_dim < 1 or beta < 0:
-            got = f"latent_dim={latent_dim}, beta={beta}"
-            raise ValueError(f"latent_dim must be positive, beta not negative: {got}")
+        positive(latent_dim=latent_dim)
         self.latent_dim = int(latent_dim)
         if hidden_units is None:
             hidden_units = () if filters else (200, 200)
@@ -104,6 +102,10 @@ class VAE(GenerativeModel):
         self.filters = sizes("filters", filters or ())
         self.activation = activation
         self.likelihood = likelihood_of(likelihood, self.levels)
+        # State, not a weight: files of weights need not have it. Keras would make a
+        # weight of a variable that is an attribute.
+        variable = keras.Variable(1.0, trainable=False, dtype="float32", name="beta")
+        self.__dict__["_kl_weight"] = variable
         self.beta = beta
         given = {"encoder": encoder, "decoder": decoder}
         self._own_networks = [name for name, network in given.items() if network]
@@ -125,6 +127,25 @@ class VAE(GenerativeModel):
         self._log_weights = backend.compiled(self, self.log_weights, gradients=True)
         self._draw_expected = backend.compiled(self, self._draw_mean)
         self.built = True
+
+    @property
+    def beta(self):
+        return self._beta
+
+    @beta.setter
+    def beta(self, value):
+        not_negative(beta=value)
+        self._beta = float(value)
+        backend.sync_state(self)
+        self._kl_weight.assign(self._beta)
+
+    @property
+    def variables(self):
+        return [*super().variables, self._kl_weight]
+
+    def load_own_variables(self, store):
+        super().load_own_variables(store)
+        self._beta = float(ops.convert_to_numpy(self._kl_weight))
 
     def _given(self, x, labels):
         """What a network takes: `x`, or with labels also the one-hot of them."""
@@ -151,7 +172,7 @@ class VAE(GenerativeModel):
         kl = gaussian_kl(mean, log_var)
         elbo = -(reconstruction + kl)
         return {
-            "loss": reconstruction + self.beta * kl,
+            "loss": reconstruction + self._kl_weight.value * kl,
             "elbo_nats": elbo,
             "reconstruction_nats": reconstruction,
             "kl_nats": kl,

@@ -1,0 +1,76 @@
+"""Settings that are changed while `fit` runs reach the compiled step."""
+
+import keras
+import numpy as np
+import pytest
+import zoo
+from zoo import assert_same
+
+from kgen.callbacks import KLWarmUp
+
+
+def recorded(model):
+    """Callback and list of (loss - reconstruction) / KL of each epoch: its beta."""
+    seen = []
+
+    def note(epoch, logs):
+        seen.append((logs["loss"] - logs["reconstruction_nats"]) / logs["kl_nats"])
+
+    return keras.callbacks.LambdaCallback(on_epoch_end=note), seen
+
+
+def test_beta_follows_its_warm_up(digits, tmp_path):
+    model = zoo.randomize(zoo.new("vae", beta=1.0))
+    model.compile(keras.optimizers.SGD(1e-4))
+    callback, seen = recorded(model)
+    warm_up = KLWarmUp(epochs=4, start=0.5, end=2.5)
+    model.fit(digits[:32], epochs=6, callbacks=[warm_up, callback], verbose=0)
+    np.testing.assert_allclose(seen, [0.5, 1.0, 1.5, 2.0, 2.5, 2.5], rtol=1e-4)
+    assert model.beta == 2.5
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    logs = again.evaluate(digits[:32], verbose=0)
+    weighted = logs["reconstruction_nats"] + 2.5 * logs["kl_nats"]
+    assert again.beta == 2.5 and logs["loss"] == pytest.approx(weighted, rel=1e-5)
+    with pytest.raises(ValueError, match="IWAE has none"):
+        iwae = zoo.new("iwae")
+        iwae.compile("sgd")
+        iwae.fit(digits[:32], callbacks=[warm_up], verbose=0)
+
+
+def test_beta_changes_between_two_batches(digits):
+    model = zoo.randomize(zoo.new("vae", beta=3.0))
+    model.compile(keras.optimizers.SGD(0.0))
+    logs_of = {}
+
+    def next_beta(batch, logs):
+        logs_of[batch] = dict(logs)
+        model.beta = 0.0
+
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=next_beta)
+    model.fit(digits[:32], batch_size=16, callbacks=[callback], verbose=0)
+    first, both = logs_of[0], logs_of[1]
+    assert first["loss"] == pytest.approx(
+        first["reconstruction_nats"] + 3.0 * first["kl_nats"], rel=1e-4
+    )
+    second = 2.0 * both["loss"] - first["loss"]  # metrics are means so far
+    reconstruction = 2.0 * both["reconstruction_nats"] - first["reconstruction_nats"]
+    assert second == pytest.approx(reconstruction, rel=1e-4)
+
+
+def test_learning_rate_of_alternating_optimizers(digits):
+    model = zoo.new("gan")
+    model.compile(
+        generator_optimizer=keras.optimizers.Adam(1e-3),
+        discriminator_optimizer=keras.optimizers.Adam(2e-3),
+    )
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-3)
+    model.fit(digits[:32], verbose=0)
+    model.optimizer.learning_rate = 0.0
+    for member in model.optimizer.optimizers:
+        assert float(member.learning_rate) == 0.0
+    before = [zoo.numpy(v) for v in model.trainable_variables]
+    model.fit(digits[:32], verbose=0)
+    assert_same(before, model.trainable_variables)
+    with pytest.raises(ValueError, match="generator_optimizer= alone"):
+        model.compile(generator_optimizer="adam")
