@@ -1,5 +1,7 @@
 """Bad input gets an error that says what was expected, what came, and what to do."""
 
+import warnings
+
 import keras
 import numpy as np
 from keras import ops
@@ -9,7 +11,7 @@ from kgen import backend
 
 def check_data(model, x, y=None, what="x"):
     """What `fit` is given: arrays whole, of data sets with random access a batch."""
-    if isinstance(x, (list, tuple)):
+    if x is None or isinstance(x, (list, tuple, str)):
         raise ValueError(
             f"{what}: expected an array of images or a data set; got a "
             f"{type(x).__name__}. Pass labels beside the images: fit(images, labels)."
@@ -19,6 +21,12 @@ def check_data(model, x, y=None, what="x"):
     if isinstance(x, np.ndarray) or backend.concrete(x) is not None:
         check_images(x, model.image_shape, model.levels, what)
         model.checked_labels(y)
+        if model.levels > 2 and int(ops.max(x)) == 1:
+            warnings.warn(
+                f"{what}: all values are 0 or 1, and the model has {model.levels} "
+                "levels, of which 1 is all but black. Is it to have levels=2?",
+                stacklevel=3,
+            )
 
 
 def check_images(x, image_shape, levels, what="x", values=True):
@@ -37,7 +45,11 @@ def check_images(x, image_shape, levels, what="x", values=True):
     if not hasattr(look, "dtype") or not hasattr(look, "shape"):
         raise ValueError(f"{what}: {expected}; got {type(x).__name__}.")
     if tuple(look.shape[1:]) != tuple(image_shape) or len(look.shape) != 4:
-        raise ValueError(f"{what}: {expected}; got shape {tuple(look.shape)}.")
+        shape = tuple(look.shape)
+        advice = " Pass one image as x[None]." if shape == tuple(image_shape) else ""
+        if len(shape) == 3 and (*shape[1:], 1) == tuple(image_shape):
+            advice = " Add the axis of channels: x[..., None]."
+        raise ValueError(f"{what}: {expected}; got shape {shape}.{advice}")
     dtype = keras.backend.standardize_dtype(look.dtype)
     if not (dtype.startswith(("int", "uint")) or dtype == "bool"):
         nans = seen is not None and bool(np.isnan(seen).any())
@@ -68,12 +80,16 @@ def check_labels(labels, num_classes, values=True):
             f"This model is conditional (num_classes={num_classes}): pass labels with "
             "the images, as `fit(x, labels)` or in the data set as (images, labels)."
         )
+    expected = f"labels: expected integer labels (batch,) in 0..{num_classes - 1}"
     if isinstance(labels, (list, tuple)):
         labels = np.asarray(labels)
-    dtype = keras.backend.standardize_dtype(labels.dtype)
-    expected = f"labels: expected integer labels (batch,) in 0..{num_classes - 1}"
-    if len(labels.shape) != 1 or not dtype.startswith(("int", "uint")):
-        raise ValueError(f"{expected}; got {dtype} {tuple(labels.shape)}.")
+    if not hasattr(labels, "dtype") or labels.dtype == object:
+        raise ValueError(f"{expected}; got {labels!r}.")
+    shape, dtype = tuple(labels.shape), labels.dtype
+    dtype = getattr(dtype, "name", str(dtype).removeprefix("torch."))
+    if len(shape) != 1 or not dtype.startswith(("int", "uint")):
+        advice = " Pass labels[:, 0]." if len(shape) == 2 and shape[1] == 1 else ""
+        raise ValueError(f"{expected}; got {dtype} {shape}.{advice}")
     seen = labels if isinstance(labels, np.ndarray) else None
     if seen is None and values:
         seen = backend.concrete(labels)
@@ -138,10 +154,20 @@ class OutOfRange(keras.metrics.Metric):
             )
 
 
+def is_integer(value):
+    """Whether it is an int of Python or NumPy; True and False are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def is_number(value):
+    """Whether it is an int or a float of Python or NumPy."""
+    return is_integer(value) or isinstance(value, (float, np.floating))
+
+
 def sizes(name, values):
     """`values` as a tuple of positive ints; a ValueError otherwise."""
     fits = isinstance(values, (tuple, list)) and all(
-        isinstance(v, (int, np.integer)) and v >= 1 for v in values
+        is_integer(v) and v >= 1 for v in values
     )
     if not fits:
         raise ValueError(
@@ -154,7 +180,7 @@ def multiples(channels, **widths):
     """Raises a ValueError unless each width is a positive multiple of `channels`: so
     many features belong to each channel of the image."""
     for name, width in widths.items():
-        if not isinstance(width, (int, np.integer)) or width < 1 or width % channels:
+        if not is_integer(width) or width < 1 or width % channels:
             raise ValueError(
                 f"{name} must be a positive multiple of the image's {channels} "
                 f"channel(s); got {width!r}."
@@ -164,7 +190,7 @@ def multiples(channels, **widths):
 def positive(**values):
     """Raises a ValueError unless each is a positive int."""
     for name, value in values.items():
-        if not isinstance(value, (int, np.integer)) or value < 1:
+        if not is_integer(value) or value < 1:
             raise ValueError(f"{name} must be a positive integer; got {value!r}.")
 
 
@@ -172,7 +198,7 @@ def odd(least=1, **kernel_sizes):
     """Raises a ValueError unless each is an odd int, at least `least`: kernels are
     centred, and one that leaves its centre out needs 3 to see anything."""
     for name, size in kernel_sizes.items():
-        if not isinstance(size, (int, np.integer)) or size < least or size % 2 == 0:
+        if not is_integer(size) or size < least or size % 2 == 0:
             raise ValueError(
                 f"{name} must be an odd integer, {least} or more; got {size!r}."
             )
@@ -180,11 +206,10 @@ def odd(least=1, **kernel_sizes):
 
 def check_temperature(value):
     """A positive finite number as float32; a ValueError otherwise."""
-    number = isinstance(value, (int, float, np.integer, np.floating))
-    if not number or not 0.0 < value < np.inf:
+    if not is_number(value) or not 1e-30 <= value <= 1e30:  # float32 has no more
         raise ValueError(
             "temperature must be a positive number, 1 for the model's own "
-            f"distribution; got {value!r}."
+            f"distribution, in 1e-30..1e30; got {value!r}."
         )
     return np.float32(value)
 
@@ -209,22 +234,32 @@ def one_of(name, value, values):
 def not_negative(**values):
     """Raises a ValueError unless each is finite and at least 0."""
     for name, value in values.items():
-        if not 0.0 <= value < float("inf"):
+        if not is_number(value) or not 0.0 <= value < float("inf"):
             raise ValueError(f"{name} must be a number, not negative; got {value!r}.")
 
 
 def fraction(**values):
     """Raises a ValueError unless each is in [0, 1)."""
     for name, value in values.items():
-        if not 0.0 <= value < 1.0:
+        if not is_number(value) or not 0.0 <= value < 1.0:
             raise ValueError(f"{name} must be in 0..1, and below 1; got {value!r}.")
 
 
+def boolean(**values):
+    """Raises a ValueError unless each is True or False."""
+    for name, value in values.items():
+        if not isinstance(value, (bool, np.bool_)):
+            raise ValueError(f"{name} must be True or False; got {value!r}.")
+
+
 def checked_latents(z, latent_dim):
-    """z as float32; raises a ValueError unless it is (B, latent_dim)."""
+    """z as float32; raises a ValueError unless it is (B, latent_dim) and finite."""
     z = ops.cast(z, "float32")
     if len(z.shape) != 2 or z.shape[1] != latent_dim:
         raise ValueError(
             f"z: expected (batch, {latent_dim}); got shape {tuple(z.shape)}."
         )
+    values = backend.concrete(z)
+    if values is not None and not np.isfinite(values).all():
+        raise ValueError("z: expected finite numbers; got NaN or infinity among them.")
     return z

@@ -214,6 +214,8 @@ def _checked(least, **sets):
         x = x.astype("float64")
         if not np.isfinite(x).all():
             raise ValueError(f"{expected}; got NaN or infinity among them.")
+        if np.abs(x).max() > 1e50:  # products of three of them are summed
+            raise ValueError(f"{expected}, below 1e50; got {np.abs(x).max():.3g}.")
         arrays.append(x)
     (first, a), (second, b) = zip(sets, arrays, strict=True)
     if a.shape[1] != b.shape[1]:

@@ -221,10 +221,12 @@ def known_systems(published):
 
 
 def table(head, rows):
-    """Markdown; a row of one cell is a heading."""
+    """Markdown; a row of one cell is a heading. What a cell holds stays within it."""
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        lines.append(f"| {' | '.join(row + [''] * (len(head) - len(row)))} |")
+        cells = [" ".join(cell.split()) for cell in row]
+        cells = [cell.replace("|", r"\|").replace("<", "&lt;") for cell in cells]
+        lines.append(f"| {' | '.join(cells + [''] * (len(head) - len(row)))} |")
     return "\n".join(lines)
 
 

@@ -32,7 +32,7 @@ def test_beta_follows_its_warm_up(digits, tmp_path):
     logs = again.evaluate(digits[:32], verbose=0)
     weighted = logs["reconstruction_nats"] + 2.5 * logs["kl_nats"]
     assert again.beta == 2.5 and logs["loss"] == pytest.approx(weighted, rel=1e-5)
-    with pytest.raises(ValueError, match="IWAE has none"):
+    with pytest.raises(ValueError, match="got a IWAE"):
         iwae = zoo.new("iwae")
         iwae.compile("sgd")
         iwae.fit(digits[:32], callbacks=[warm_up], verbose=0)

@@ -82,7 +82,7 @@ class KLWarmUp(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         if "beta" not in self.model.get_config():
             name = type(self.model).__name__
-            raise ValueError(f"KLWarmUp is for a VAE, with a `beta`; {name} has none.")
+            raise ValueError(f"KLWarmUp is for a VAE, with a `beta`; got a {name}.")
 
     def on_epoch_begin(self, epoch, logs=None):
         done = min(1.0, epoch / self.epochs)
@@ -163,6 +163,9 @@ class CollapseGuard(keras.callbacks.Callback):
         self.accuracy, self.patience, self.n, self.stop = accuracy, patience, n, stop
 
     def on_train_begin(self, logs=None):
+        if not hasattr(self.model, "discriminator"):
+            name = type(self.model).__name__
+            raise ValueError(f"CollapseGuard is for a GAN; got a {name}.")
         self._saturated, self._same, self._told = 0, 0, set()
 
     def on_train_batch_end(self, batch, logs=None):

@@ -100,6 +100,11 @@ class ReconstructionGrid(_Pictures):
         self.images = np.asarray(images[:32])
         self.labels = None if labels is None else np.asarray(labels[:32])
 
+    def on_train_begin(self, logs=None):
+        if not hasattr(self.model, "reconstruct"):
+            name = type(self.model).__name__
+            raise ValueError(f"ReconstructionGrid is for a VAE; got a {name}.")
+
     def write(self, path):
         save_reconstructions(path, self.model, self.images, self.labels)
 

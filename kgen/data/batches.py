@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from kgen.checks import is_integer, positive
 from kgen.data.images import as_images, as_labels, bernoulli
 
 
@@ -43,11 +44,10 @@ class Batches(keras.utils.PyDataset):
         super().__init__()
         self.images = as_images(images)  # (N, H, W, C)
         most = len(self.images) if drop_remainder else np.inf
-        if not 1 <= batch_size <= most:
+        positive(batch_size=batch_size)
+        if batch_size > most:
             raise ValueError(
-                f"expected batch_size of at least 1, got {batch_size}"
-                if batch_size < 1
-                else f"batch_size={batch_size} leaves no batch of {most} images"
+                f"batch_size={batch_size} leaves no batch of {most} images"
             )
         self.drop_remainder = drop_remainder
         self.labels = None if labels is None else as_labels(labels, len(self.images))
@@ -60,6 +60,8 @@ class Batches(keras.utils.PyDataset):
                 f"expected values in 0..{self.source_levels - 1}, got "
                 f"{self.images.max()}: set source_levels to the images' levels"
             )
+        if not is_integer(seed) or seed < 0:
+            raise ValueError(f"expected a seed of 0 or more, an integer, got {seed!r}")
         self.seed = seed
         self.set_epoch(0)
 

@@ -1,10 +1,17 @@
 """Integer images: checks, levels, binary draws, and reading files."""
 
+import contextlib
 import importlib
+import warnings
 
 import numpy as np
 
+from kgen.checks import is_integer
+
 EXIF_ORIENTATION, EXIF_SIDEWAYS = 0x0112, (5, 6, 7, 8)
+# The contents of a file decide how it is decoded, whatever its name ends in; Pillow
+# would start Ghostscript for PostScript.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 
 def as_images(x):
@@ -58,10 +65,11 @@ def as_labels(labels, count):
 
 def check_levels(levels, source_levels):
     """ValueError unless `levels` can be made of `source_levels`."""
-    if not 2 <= levels <= source_levels <= 256:
+    fits = is_integer(levels) and is_integer(source_levels)
+    if not fits or not 2 <= levels <= source_levels <= 256:
         raise ValueError(
             f"expected levels in 2..{source_levels}, as many as the source has at "
-            f"most (256 at most), got levels={levels}; leave levels=None to keep all"
+            f"most (256 at most), got levels={levels!r}; leave levels=None to keep all"
         )
 
 
@@ -158,16 +166,40 @@ def fit_image(image, size, channels):
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     if image.mode.startswith("I"):  # 16 bits: Pillow's convert would clip at 255
-        high = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(high.clip(0, 255).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        if 0 < values.max() < 4096:
+            raise ValueError(
+                f"16-bit values that end at {values.max()}, as those of 10 or 12 bits "
+                "do: convert it to 8 bits"
+            )
+        image = Image.fromarray((values >> 8).astype(np.uint8))
     image = image.convert("L" if channels == 1 else "RGB")
     if size and image.size != (size[1], size[0]):
         image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(image.height, image.width, channels)
 
 
-def _unreadable(path, error):
-    return ValueError(f"cannot read the image {path} ({error}): replace or remove it")
+@contextlib.contextmanager
+def _opened(path):
+    """A regular file as a Pillow image whose pixels are 8 or 16 bits and not too many;
+    in the block too, a ValueError names a file that cannot be read."""
+    Image = need("PIL.Image", "pillow")
+    try:
+        if not path.is_file():  # opening a pipe would wait for a writer
+            raise ValueError("not a regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            opened = Image.open(path, formats=FORMATS)
+        with opened as image:
+            if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):
+                raise ValueError("its values are of 32 bits: convert it to 8 bits")
+            yield image
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        words = f"{error}; for more set PIL.Image.MAX_IMAGE_PIXELS"
+        raise ValueError(f"cannot read the image {path}: {words}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        words = f"cannot read the image {path} ({error}): replace or remove it"
+        raise ValueError(words) from error
 
 
 def _orientation(image):
@@ -179,15 +211,11 @@ def _orientation(image):
 
 def scan(files, size):
     """Reads every file's header: the size (H, W) of the images, and are all grey."""
-    Image = need("PIL.Image", "pillow")
     sizes, grey = {}, True
     for path in files:
-        try:
-            with Image.open(path) as image:
-                wh, mode, turned = image.size, image.mode, _orientation(image)
-            wh = wh[::-1] if turned in EXIF_SIDEWAYS else wh
-        except (OSError, SyntaxError, ValueError) as error:
-            raise _unreadable(path, error) from error
+        with _opened(path) as image:
+            wh, mode, turned = image.size, image.mode, _orientation(image)
+        wh = wh[::-1] if turned in EXIF_SIDEWAYS else wh
         sizes.setdefault(wh[::-1], path)
         grey = grey and (mode in ("1", "L", "LA", "La") or mode.startswith("I"))
         if not size and len(sizes) > 1:
@@ -202,11 +230,7 @@ def scan(files, size):
 
 def read_image(path, size, channels):
     """One file as (H, W, channels) uint8; ValueError names a file it cannot read."""
-    Image = need("PIL.Image", "pillow")
     ImageOps = need("PIL.ImageOps", "pillow")
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image) if _orientation(image) else image
-            return fit_image(upright, size, channels)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise _unreadable(path, error) from error
+    with _opened(path) as image:
+        upright = ImageOps.exif_transpose(image) if _orientation(image) else image
+        return fit_image(upright, size, channels)

@@ -274,9 +274,17 @@ def open_source(source, size, channels, levels, data_dir):
         bunch = need("sklearn.datasets", "scikit-learn").load_digits()
         images = bunch.images.astype(np.uint8)  # (1797, 8, 8)
         return ArraySource("digits", images, bunch.target, 17, size, channels, 360)
-    if isinstance(source, Path) or isinstance(source, str) and os.path.isdir(source):
+    if isinstance(source, str) and Path(source).suffix in (".npz", ".npy"):
+        raise ValueError(
+            f"got the file {source!r}: load its arrays by numpy.load and pass them, "
+            "images or (images, labels)"
+        )
+    path = isinstance(source, Path)
+    if isinstance(source, str):  # names of tfds do not begin so
+        path = source.startswith(("/", ".", "~")) or os.path.isdir(source)
+    if path:
         if not os.path.isdir(source):
-            raise ValueError(f"expected an existing folder of images, got {source}")
+            raise ValueError(f"expected an existing folder of images, got {source!r}")
         return FolderSource(source, size, channels)
     if isinstance(source, str):
         return TfdsSource(source, size, channels, data_dir)

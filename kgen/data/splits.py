@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import numbers
+import os
 
 import numpy as np
 
+from kgen.checks import is_integer, is_number, positive
 from kgen.data.batches import Batches
 from kgen.data.images import (
     bernoulli,
@@ -114,7 +116,7 @@ def load(
         RuntimeError: the tfds set is not prepared and cannot be downloaded.
         ImportError: a package this source needs is missing.
     """
-    _check(binarize, levels, channels, batch_size)
+    _check(binarize, levels, channels, batch_size, data_dir)
     size = _image_size(image_size)
     src = open_source(source, size, channels, levels, data_dir)
     if binarize and src.levels == 2:
@@ -128,7 +130,7 @@ def load(
             "labels=False, or pass (images, labels) or a folder with class sub-folders"
         )
     layers = _layers(augment, src, seed)
-    levels = 2 if binarize else levels or src.levels
+    levels = 2 if binarize else src.levels if levels is None else levels
     check_levels(levels, src.levels)
     parts = _partition(src, validation)
     make = functools.partial(
@@ -146,7 +148,7 @@ def load(
     )
 
 
-def _check(binarize, levels, channels, batch_size):
+def _check(binarize, levels, channels, batch_size, data_dir):
     if binarize not in MODES:
         raise ValueError(f"expected binarize to be one of {MODES}, got {binarize!r}")
     if binarize and levels not in (None, 2):
@@ -155,8 +157,9 @@ def _check(binarize, levels, channels, batch_size):
         )
     if channels not in (None, 1, 3):
         raise ValueError(f"expected channels to be None, 1 or 3, got {channels!r}")
-    if batch_size < 1:
-        raise ValueError(f"expected batch_size of at least 1, got {batch_size}")
+    positive(batch_size=batch_size)
+    if data_dir is not None and not os.path.isdir(data_dir):
+        raise ValueError(f"data_dir: there is no folder {data_dir}")
 
 
 def _image_size(image_size):
@@ -204,7 +207,9 @@ def _partition(src, validation):
             parts[split] = (split, np.arange(src.counts[split]))
             continue
         held = share
-        if isinstance(share, bool) or not 0 <= share:
+        if not is_number(share) or not (
+            0 <= share and (share < 1 or is_integer(share))
+        ):
             held = -1
         elif share < 1:
             held = max(1, round(share * len(order)))

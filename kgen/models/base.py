@@ -16,7 +16,9 @@ from kgen.checks import (
     check_images,
     check_labels,
     clip,
+    is_integer,
     portable,
+    positive,
     sizes,
 )
 from kgen.optimizers import Alternating
@@ -46,12 +48,12 @@ class GenerativeModel(keras.Model):
             raise ValueError(
                 f"image_shape must be (height, width, channels); got {image_shape}."
             )
-        if levels != int(levels) or not 2 <= levels <= 256:
-            raise ValueError(f"levels must be in 2..256 (8 bit); got {levels}.")
-        if num_classes is not None and num_classes < 1:
+        if not is_integer(levels) or not 2 <= levels <= 256:
             raise ValueError(
-                f"num_classes must be None or positive; got {num_classes}."
+                f"levels must be in 2..256, an integer (8 bits); got {levels!r}."
             )
+        if num_classes is not None:
+            positive(num_classes=num_classes)
         self.levels = int(levels)
         self.num_classes = num_classes
         self.num_dims = int(np.prod(self.image_shape))
@@ -141,6 +143,8 @@ class GenerativeModel(keras.Model):
                 "with an optimizer only."
             )
         optimizer = keras.optimizers.get(optimizer)
+        if optimizer is None:
+            raise ValueError("compile: expected an optimizer; got None.")
         if isinstance(optimizer, Alternating):
             optimizer.hand_out(self)
         self._given_jit_compile = kwargs.get("jit_compile", "auto")
@@ -209,6 +213,7 @@ class GenerativeModel(keras.Model):
         """As `keras.Model.fit`, with images checked where their values can be seen;
         what is done with data and callbacks is in kgen/fitting.py."""
         check_data(self, x, y)
+        _check_batch_size(args, kwargs)
         y = _placeholder(x, y, kwargs)
         if validation_data is not None:
             parts = keras.utils.unpack_x_y_sample_weight(validation_data)
@@ -232,9 +237,8 @@ class GenerativeModel(keras.Model):
         if kwargs.get("_use_cached_eval_dataset"):  # by `fit`, after an epoch
             self._check_ranges("fit")
         y = _placeholder(x, y, kwargs)
-        size = args[0] if args else kwargs.get("batch_size")
+        size = _check_batch_size(args, kwargs)
         x = fitting.fed_for_evaluation(x)
-        size = size or 32  # Keras' own default
         with backend.preserve_state(self), backend.divided(x, size):
             logs = super().evaluate(x, y, *args, return_dict=return_dict, **kwargs)
         self._check_ranges("evaluate")
@@ -243,8 +247,8 @@ class GenerativeModel(keras.Model):
     def predict(self, x, *args, **kwargs):
         """As `keras.Model.predict`, of images or a tuple (images, labels)."""
         check_data(self, *(x if isinstance(x, tuple) else (x, None)))
-        size = args[0] if args else kwargs.get("batch_size")
-        with backend.preserve_state(self), backend.divided(x, size or 32):
+        size = _check_batch_size(args, kwargs)
+        with backend.preserve_state(self), backend.divided(x, size):
             predicted = super().predict(x, *args, **kwargs)
         wrong = np.isnan(predicted).reshape(len(predicted), -1).any(axis=1)
         if wrong.any():
@@ -298,8 +302,8 @@ class GenerativeModel(keras.Model):
     def requests(self, n, seed, labels):
         """What `draw` takes for images 0..n-1, checked: NumPy seeds (n, 2) [and labels
         (n,)], in a list."""
-        if n < 0:
-            raise ValueError(f"n must be 0 or more images; got {n}.")
+        if not is_integer(n) or n < 0:
+            raise ValueError(f"n must be an integer, 0 or more images; got {n!r}.")
         if seed is None:
             words = ops.convert_to_numpy(self.seed_generator.next()).astype("int64")
             seed = int(np.random.SeedSequence(abs(words)).generate_state(1)[0] >> 1)
@@ -370,6 +374,14 @@ class GenerativeModel(keras.Model):
         for i, state in enumerate(self._seed_states()):
             if f"seed_{i}" in store.keys():
                 state.assign(store[f"seed_{i}"])
+
+
+def _check_batch_size(args, kwargs):
+    """The batch size among arguments of `fit` and its like; Keras' default is 32."""
+    size = args[0] if args else kwargs.get("batch_size")
+    if size is not None:
+        positive(batch_size=size)
+    return size or 32
 
 
 def _placeholder(x, y, kwargs):

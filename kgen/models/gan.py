@@ -136,7 +136,9 @@ class GAN(GenerativeModel):
         """As `GenerativeModel.compile`, with an optimizer for each network, or one
         whose configuration serves for both; by default DCGAN's Adam(2e-4, beta_1=0.5).
         """
-        given = optimizer or keras.optimizers.Adam(2e-4, beta_1=0.5)
+        given = optimizer
+        if optimizer is None:
+            given = keras.optimizers.Adam(2e-4, beta_1=0.5)
         each = generator_optimizer, discriminator_optimizer
         if optimizer is not None and each != (None, None):
             raise ValueError(

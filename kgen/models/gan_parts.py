@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from kgen import random
-from kgen.checks import fraction, not_negative, one_of
+from kgen.checks import boolean, fraction, not_negative, one_of
 from kgen.models.own_networks import called
 
 
@@ -38,6 +38,7 @@ def check_settings(model, generator, discriminator):
     """Raises a ValueError on arguments of a GAN that cannot be. Returns the names of
     the networks that are the user's own."""
     not_negative(gradient_penalty=model.gradient_penalty, r1_penalty=model.r1_penalty)
+    boolean(spectral_norm=model.spectral_norm, gradient_norms=model.gradient_norms)
     if model.ema is not None:
         fraction(ema=model.ema)
     if model.weight_clip is not None and not 0.0 < model.weight_clip < float("inf"):

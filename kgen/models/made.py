@@ -39,7 +39,7 @@ import numpy as np
 from keras import layers, ops
 
 from kgen import random
-from kgen.checks import positive, sizes
+from kgen.checks import boolean, positive, sizes
 from kgen.layers.masked_dense import MaskedDense, mask_degrees
 from kgen.models.autoregressive import Autoregressive
 
@@ -92,6 +92,7 @@ class MADE(Autoregressive):
             raise ValueError("hidden_units: without hidden layers, MADE is FVBN.")
         self.num_masks = int(num_masks)
         self.ordering = ordering
+        boolean(direct=direct)
         self.direct = direct
         self.activation = activation
         self.activate = keras.activations.get(activation)

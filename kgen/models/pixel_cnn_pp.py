@@ -37,7 +37,7 @@ import numpy as np
 from keras import ops
 
 from kgen import backend
-from kgen.checks import check_data, positive, sizes
+from kgen.checks import check_data, fraction, positive, sizes
 from kgen.layers import GatedResnet, WeightNormConv2D
 from kgen.likelihoods import LogisticMixture
 from kgen.models.autoregressive import Autoregressive
@@ -101,6 +101,7 @@ class PixelCNNPlusPlus(Autoregressive):
             image_shape, levels, num_classes, likelihood, num_mixtures, **kwargs
         )
         self.num_mixtures = num_mixtures
+        fraction(dropout=dropout)
         self.filters, self.num_blocks, self.dropout = filters, num_blocks, dropout
         self._set_maps(num_resolutions)
         self._build_network()

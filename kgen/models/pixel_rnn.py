@@ -30,7 +30,7 @@ Differences from the paper:
 import keras
 from keras import layers, ops
 
-from kgen.checks import multiples, odd, positive
+from kgen.checks import boolean, multiples, odd, positive
 from kgen.layers import DiagonalBiLSTMLayer, RowLSTMLayer, ShiftedConv2D
 from kgen.layers.incremental import Causal, Pointwise
 from kgen.models.autoregressive import Autoregressive
@@ -63,6 +63,7 @@ class _PixelRNN(Autoregressive):
         odd(3, first_kernel_size=first_kernel_size)
         self.units, self.num_layers = units, num_layers
         self.first_kernel_size, self.head_filters = first_kernel_size, head_filters
+        boolean(skip_connections=skip_connections)
         self.skip_connections = skip_connections
         r = first_kernel_size // 2
         self.first = self._causal(2 * units, C, (-r, 0), (-r, r), mask="A")

@@ -34,7 +34,7 @@ from keras import ops
 
 from kgen import backend, random
 from kgen.batching import in_batches
-from kgen.checks import checked_latents, not_negative, positive, sizes
+from kgen.checks import checked_latents, is_integer, not_negative, positive, sizes
 from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
 from kgen.metrics import bits_per_dim, log_mean_weight
@@ -274,6 +274,14 @@ class VAE(GenerativeModel):
     def interpolate(self, a, b, steps, labels=None, gradients=False):
         """Expected images on the straight line between the posterior means of images
         a and b, (B, H, W, C) each, both ends included: float32 (B, steps, H, W, C)."""
+        if not is_integer(steps) or steps < 2:
+            raise ValueError(
+                f"steps must be an integer of at least 2, for both ends; got {steps!r}."
+            )
+        if len(a) != len(b):
+            raise ValueError(
+                f"interpolate goes between pairs of images; got {len(a)} and {len(b)}."
+            )
         start, end = (self.encode(x, labels, gradients)[0] for x in (a, b))
         path = [(1.0 - t) * start + t * end for t in np.linspace(0.0, 1.0, steps)]
         return ops.stack([self.decode(z, labels, gradients) for z in path], axis=1)
