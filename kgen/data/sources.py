@@ -284,7 +284,10 @@ def open_source(source, size, channels, levels, data_dir):
         path = source.startswith(("/", ".", "~")) or os.path.isdir(source)
     if path:
         if not os.path.isdir(source):
-            raise ValueError(f"expected an existing folder of images, got {source!r}")
+            raise ValueError(
+                "expected 'digits', the name of a tfds image data set, an existing "
+                f"folder of images, or an array of integer images, got {str(source)!r}"
+            )
         return FolderSource(source, size, channels)
     if isinstance(source, str):
         return TfdsSource(source, size, channels, data_dir)
