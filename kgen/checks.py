@@ -11,7 +11,7 @@ from kgen import backend
 
 def check_data(model, x, y=None, what="x"):
     """What `fit` is given: arrays whole, of data sets with random access a batch."""
-    if x is None or isinstance(x, (list, tuple, str)):
+    if x is None or isinstance(x, (list, tuple, dict, str, int, float)):
         raise ValueError(
             f"{what}: expected an array of images or a data set; got a "
             f"{type(x).__name__}. Pass labels beside the images: fit(images, labels)."
@@ -20,7 +20,8 @@ def check_data(model, x, y=None, what="x"):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(x[0])
     if isinstance(x, np.ndarray) or backend.concrete(x) is not None:
         check_images(x, model.image_shape, model.levels, what)
-        model.checked_labels(y)
+        if model.checked_labels(y) is not None and len(x) != len(y):
+            raise ValueError(f"{what}: expected a label an image; got {len(y)} labels.")
         if model.levels > 2 and int(ops.max(x)) == 1:
             warnings.warn(
                 f"{what}: all values are 0 or 1, and the model has {model.levels} "
@@ -50,9 +51,9 @@ def check_images(x, image_shape, levels, what="x", values=True):
         if len(shape) == 3 and (*shape[1:], 1) == tuple(image_shape):
             advice = " Add the axis of channels: x[..., None]."
         raise ValueError(f"{what}: {expected}; got shape {shape}.{advice}")
-    dtype = keras.backend.standardize_dtype(look.dtype)
-    if not (dtype.startswith(("int", "uint")) or dtype == "bool"):
-        nans = seen is not None and bool(np.isnan(seen).any())
+    dtype = _name(look.dtype)
+    if not dtype.startswith(("int", "uint", "bool")):
+        nans = dtype.startswith("float") and seen is not None and np.isnan(seen).any()
         raise ValueError(
             f"{what}: {expected}; got {dtype}{' with NaN' if nans else ''}. Pass the "
             "integers themselves: kgen scales inside. `kgen.data.quantize` maps 8-bit "
@@ -70,6 +71,11 @@ def check_images(x, image_shape, levels, what="x", values=True):
         )
 
 
+def _name(dtype):
+    """Of a dtype of NumPy, TensorFlow, JAX, PyTorch or Keras, such as "int32"."""
+    return getattr(dtype, "name", str(dtype).removeprefix("torch."))
+
+
 def check_labels(labels, num_classes, values=True):
     """Raises a ValueError unless labels are integers (B,) in 0..num_classes-1.
 
@@ -85,8 +91,7 @@ def check_labels(labels, num_classes, values=True):
         labels = np.asarray(labels)
     if not hasattr(labels, "dtype") or labels.dtype == object:
         raise ValueError(f"{expected}; got {labels!r}.")
-    shape, dtype = tuple(labels.shape), labels.dtype
-    dtype = getattr(dtype, "name", str(dtype).removeprefix("torch."))
+    shape, dtype = tuple(labels.shape), _name(labels.dtype)
     if len(shape) != 1 or not dtype.startswith(("int", "uint")):
         advice = " Pass labels[:, 0]." if len(shape) == 2 and shape[1] == 1 else ""
         raise ValueError(f"{expected}; got {dtype} {shape}.{advice}")
@@ -254,6 +259,10 @@ def boolean(**values):
 
 def checked_latents(z, latent_dim):
     """z as float32; raises a ValueError unless it is (B, latent_dim) and finite."""
+    z = np.asarray(z) if isinstance(z, (list, tuple)) else z
+    dtype = _name(getattr(z, "dtype", type(z).__name__))
+    if not dtype.startswith(("float", "bfloat", "int", "uint")):
+        raise ValueError(f"z: expected numbers (batch, {latent_dim}); got {dtype}.")
     z = ops.cast(z, "float32")
     if len(z.shape) != 2 or z.shape[1] != latent_dim:
         raise ValueError(

@@ -8,7 +8,7 @@ import numpy as np
 from keras import ops
 
 from kgen import backend, random
-from kgen.checks import check_images
+from kgen.checks import check_images, positive
 from kgen.distances import (
     density_coverage,
     frechet_distance,
@@ -50,8 +50,7 @@ def log_mean_weight(log_weights, num_samples, seed, x, *labels):
         x: images (B, H, W, C).
         *labels: (B,), for conditional models.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be positive; got {num_samples}.")
+    positive(num_samples=num_samples)
     keys = random.image_keys(x, seed)  # (B, 2)
     chunk = max(1, min(num_samples, _MAX_ROWS // int(x.shape[0])))
     total = None

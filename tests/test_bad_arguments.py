@@ -1,0 +1,235 @@
+"""Wrong arguments raise a ValueError or TypeError of kgen's own, which says what was
+expected; a seeded fuzz of them."""
+
+import traceback
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import zoo
+from zoo import CLASSES, LEVELS, SHAPE, shared
+
+import kgen
+from kgen.callbacks import CollapseGuard, KLWarmUp, ReconstructionGrid
+
+X = np.arange(3 * 64, dtype="uint8").reshape(3, *SHAPE) % LEVELS
+Y = np.array([1, 2, 3])
+NAN = np.full((2, 3), np.nan, "float32")
+
+
+def model(name):
+    classes = CLASSES if name in ("gated", "vae-conditional", "gan-critic") else None
+    made = shared(name, SHAPE, LEVELS, classes)
+    if not made.compiled:
+        made.compile("sgd") if "gan" not in name else made.compile()
+    return made
+
+
+CALLS = [
+    ("gated", "log_prob", (X, 3), "labels: expected integer labels .*got 3"),
+    ("gated", "log_prob", (X, "x"), "labels: expected integer labels .*got 'x'"),
+    ("gated", "log_prob", (X, Y[:, None]), r"Pass labels\[:, 0\]"),
+    ("gated", "log_prob", (X, Y / 2), "got float64"),
+    ("gated", "sample", (2.5,), "n must be an integer"),
+    ("gated", "sample", (True,), "n must be an integer"),
+    ("gated", "fit", (None,), "got a NoneType"),
+    ("gated", "evaluate", (None,), "got a NoneType"),
+    ("gated", "fit", (X, Y, 0), "batch_size must be a positive integer; got 0"),
+    ("gated", "evaluate", (X, Y, 2.5), "batch_size must be a positive integer"),
+    ("gated", "compile", (None,), "expected an optimizer"),
+    ("vae", "log_prob", (X[..., 0],), r"Add the axis of channels: x\[..., None\]"),
+    ("vae", "log_prob", (X[0],), r"Pass one image as x\[None\]"),
+    ("vae", "decode", (NAN,), "finite"),
+    ("vae", "interpolate", (X, X, 1), "steps must be an integer of at least 2"),
+    ("vae", "interpolate", (X, X[:2], 3), "pairs of images; got 3 and 2"),
+    ("gan-critic", "generate", (NAN, Y[:2]), "finite"),
+    ("gan-critic", "compile", ([],), "Could not interpret optimizer|optimizer"),
+]
+
+
+@pytest.mark.portable
+@pytest.mark.parametrize("name, method, arguments, words", CALLS)
+def test_wrong_calls_raise(name, method, arguments, words):
+    with pytest.raises((ValueError, TypeError), match=words):
+        getattr(model(name), method)(*arguments)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "name, arguments, words",
+    [
+        ("vae", {"latent_dim": 2.5}, "latent_dim must be a positive integer"),
+        ("vae", {"beta": float("nan")}, "beta must be a number"),
+        ("vae", {"levels": "256"}, "an integer .8 bits.; got '256'"),
+        ("vae", {"levels": 2.5}, "an integer .8 bits.; got 2.5"),
+        ("fvbn", {"num_classes": True}, "num_classes must be a positive integer"),
+        ("pp", {"dropout": 1.0}, "dropout must be in 0..1"),
+        ("row-lstm", {"skip_connections": "no"}, "must be True or False; got 'no'"),
+        ("made", {"direct": "no"}, "must be True or False"),
+        ("gan", {"spectral_norm": "no"}, "must be True or False"),
+    ],
+)
+def test_wrong_constructor_arguments_raise(name, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        zoo.new(name, **arguments)
+
+
+@pytest.mark.once
+def test_wrong_data_arguments_raise():
+    for arguments, words in (
+        ({"levels": 0}, "expected levels in"),
+        ({"levels": 2.5}, "expected levels in"),
+        ({"validation": 1.0}, "expected validation to be a share below 1"),
+        ({"seed": -1, "labels": True}, "expected a seed of 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            kgen.data.load("digits", **arguments)
+    with pytest.raises(ValueError, match="expected levels in"):
+        kgen.data.quantize(X, 2.5)
+    with pytest.raises(ValueError, match="below 1e50"):
+        kgen.metrics.frechet_distance(np.full((9, 2), 1e200), np.ones((9, 2)))
+
+
+@pytest.mark.once
+def test_temperatures_that_float32_has_not_raise():
+    for wrong in (0.0, 1e-40, np.nan, np.inf, -1.0, True, "1"):
+        with pytest.raises(ValueError, match="temperature must be a positive number"):
+            model("fvbn").sample(1, seed=0, temperature=wrong)
+    assert model("fvbn").sample(2, seed=0, temperature=1e-30).max() < LEVELS
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "name, callback",
+    [
+        ("vae", CollapseGuard()),
+        ("gan-critic", ReconstructionGrid("nowhere", X)),
+        ("gated", KLWarmUp(3)),
+    ],
+)
+def test_callbacks_of_other_models_raise_at_once(name, callback):
+    """Before the first batch, which would have taken an hour."""
+    seen = []
+    first = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: seen.append(1))
+    with pytest.raises(ValueError, match="is for a (GAN|VAE).*; got a"):
+        model(name).fit(X, Y, callbacks=[callback, first], verbose=0)
+    assert not seen
+
+
+@pytest.mark.once
+def test_binary_images_in_a_model_of_more_levels_warn():
+    with pytest.warns(UserWarning, match="all values are 0 or 1.*17 levels"):
+        model("vae").evaluate(X % 2, verbose=0)
+
+
+# A fuzz: a method with right arguments, one of which is replaced by a wrong one
+
+GOOD = {
+    "gated": {
+        "log_prob": {"x": X, "labels": Y},
+        "logits": {"x": X, "labels": Y},
+        "sample": {"n": 2, "seed": 1, "labels": 3, "temperature": 1.0},
+        "complete": {"x": X, "known_rows": 3, "seed": 1, "labels": Y},
+        "evaluate": {"x": X, "y": Y, "batch_size": 2},
+        "predict": {"x": (X, Y), "batch_size": 2},
+    },
+    "vae": {
+        "log_prob": {"x": X, "num_samples": 2, "seed": 1},
+        "elbo": {"x": X},
+        "encode": {"x": X},
+        "decode": {"z": np.zeros((2, 3), "float32")},
+        "reconstruct": {"x": X},
+        "interpolate": {"a": X, "b": X, "steps": 3},
+        "sample": {"n": 2, "seed": 1},
+        "sample_expected": {"n": 2, "seed": 1},
+    },
+    "gan-critic": {
+        "generate": {"z": np.zeros((2, 3), "float32"), "labels": Y[:2]},
+        "discriminate": {"x": X, "labels": Y},
+        "sample": {"n": 2, "seed": 1, "labels": 3},
+        "evaluate": {"x": X, "y": Y, "batch_size": 2},
+    },
+}
+IMAGES = [
+    None, "x", 7, [], X[0], X[..., 0], X[:, :-1], X[:0], X / 2.0, X.astype("float32"),
+    X.astype("int32") - 1, X + np.uint8(100), np.full((3, *SHAPE), np.nan), {"x": X},
+    X.astype("complex64"), X.astype(object), X.astype(str), np.repeat(X, 2, -1),
+]  # fmt: skip
+INTEGERS = [None, "x", -1, 2.5, True, float("nan"), float("inf"), [], np.array([1, 2])]
+WRONG = {
+    "x": IMAGES,
+    "a": IMAGES,
+    "b": [*IMAGES, X[:2]],
+    "labels": [
+        "x",
+        -1,
+        CLASSES,
+        2.5,
+        np.arange(4),
+        Y[:, None],
+        Y + CLASSES,
+        Y / 2,
+        Y - 9,
+    ],
+    "n": INTEGERS,
+    "seed": ["x", -1, 2.5, float("nan"), 2**31, [1]],
+    "steps": [*INTEGERS, 0, 1],
+    "num_samples": [*INTEGERS, 0],
+    "batch_size": ["x", -1, 0, 2.5, True, float("nan"), [], np.array([1, 2])],
+    "temperature": [None, "x", 0.0, -1.0, float("nan"), float("inf"), True, [1.0]],
+    "known_rows": [None, "x", -1, 9, 2.5, float("nan"), np.array([1, 2])],
+    "z": [
+        None,
+        "x",
+        7,
+        [],
+        NAN,
+        np.zeros((2, 4)),
+        np.zeros(3),
+        np.full((2, 3), np.inf),
+    ],
+}
+WRONG["y"] = WRONG["labels"]
+KGEN = Path(kgen.__file__).parent
+
+
+def fuzzed(seed):
+    """(model's name, method, arguments, the one that is wrong)."""
+    rng = np.random.default_rng(seed)
+    name = rng.choice(list(GOOD))
+    method = rng.choice(list(GOOD[name]))
+    arguments = dict(GOOD[name][method])
+    which = rng.choice(list(arguments))
+    if method == "predict" and which == "x":
+        wrong = IMAGES[rng.integers(len(IMAGES))]
+        return name, method, arguments | {"x": (wrong, Y)}, "x"
+    arguments[which] = WRONG[which][rng.integers(len(WRONG[which]))]
+    return name, method, arguments, which
+
+
+def test_right_calls_do_not_raise():
+    for name, methods in GOOD.items():
+        for method, arguments in methods.items():
+            verbose = {"verbose": 0} if method in ("evaluate", "predict") else {}
+            getattr(model(name), method)(**arguments, **verbose)
+
+
+@pytest.mark.exhaustive
+def test_wrong_calls_of_a_fuzz_raise():
+    """1,000 calls: none is accepted, and the error begins in kgen or in Keras' check of
+    an argument."""
+    silent, foreign = set(), set()
+    for seed in range(1000):
+        name, method, arguments, which = fuzzed(seed)
+        case = f"{name}.{method}({which}={arguments[which]!r:.60})"
+        try:
+            getattr(model(name), method)(**arguments)
+            silent.add(case)
+        except (ValueError, TypeError) as error:
+            last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)
+            if KGEN not in last.parents:
+                foreign.add(f"{case}: {type(error).__name__}: {str(error)[:80]}")
+        except Exception as error:
+            foreign.add(f"{case}: {type(error).__name__}: {str(error)[:80]}")
+    assert not silent | foreign, "\n".join([*sorted(silent), "--", *sorted(foreign)])
