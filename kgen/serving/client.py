@@ -11,12 +11,14 @@ and come out as the models' methods have them.
 """
 
 import operator
+import random
 import secrets
 import time
 import urllib.parse
 
 import numpy as np
 
+from kgen.checks import is_number, positive
 from kgen.random import image_seeds
 from kgen.serving.errors import ServingError
 from kgen.serving.over_rest import Rest
@@ -40,14 +42,17 @@ class Client:
             "grpc://localhost:8500"; https:// and grpcs:// are encrypted.
         name: the served model's.
         version: its number; None for the newest.
-        timeout: seconds to wait for an answer.
+        timeout: seconds to wait for a whole answer. A server that is busy (429, 503) is
+            asked again within them.
         max_batch: images of one request; more go in several. A server that batches
             refuses more than its own max_batch_size, 64 as `write_config` has it.
 
     Threads may share a client. It is a context manager; `close` ends its connection.
 
     Raises (all methods): ServingError, if the server refuses; TimeoutError, if it takes
-        longer; ConnectionError, if there is none; ValueError, what it would misread.
+        longer; ConnectionError, if there is none, or its answer is not what the model
+        has (another number of rows, NaN, images that are no bytes, over 64 MiB);
+        ValueError, what it would misread.
         ImportError (at once): gRPC without `tensorflow-serving-api`.
     """
 
@@ -58,11 +63,12 @@ class Client:
             raise ValueError(f"url must begin with {wanted}; got {url!r}.")
         if version is not None:
             version = operator.index(version)
-        if max_batch < 1:
-            raise ValueError(f"max_batch must be at least 1; got {max_batch}.")
+        positive(max_batch=max_batch)
+        _check_seconds(timeout=timeout)
         self.url, self.name, self.version = url.rstrip("/"), name, version
         self.timeout, self.max_batch = timeout, max_batch
         over = Rest if scheme.startswith("http") else _grpc()
+        self._takes_labels = {}  # of each signature that has been asked with labels
         self._server = over(self.url, name, version, timeout)
 
     def close(self):
@@ -104,6 +110,10 @@ class Client:
     def encode(self, images, labels=None):
         """(mean, log_var) of a VAE's posterior, float32 (n, L) each."""
         both = self._of_images("encode", images, labels)
+        if not isinstance(both, dict) or not both.keys() >= {"mean", "log_var"}:
+            raise ConnectionError(
+                f"'{self.name}' answers no mean and log_var to 'encode'."
+            )
         return both["mean"], both["log_var"]
 
     def reconstruct(self, images, labels=None):
@@ -142,6 +152,7 @@ class Client:
         Raises:
             TimeoutError: it is not, after so many seconds; with the last reason.
         """
+        _check_seconds(seconds=seconds)
         end = time.monotonic() + seconds
         while True:
             try:
@@ -163,35 +174,77 @@ class Client:
         """One request, of arrays by name; the output's array, or, where a signature has
         several, a dict of them. REST has no types: int64 and float64 come back."""
         typed = {k: _as(_DTYPES.get(k), k, v) for k, v in inputs.items()}
-        outputs = self._server.predict(signature, typed)
+        outputs = self._ask_again(signature, typed)
         if isinstance(outputs, dict):
             return {k: np.asarray(v) for k, v in outputs.items()}
         return np.asarray(outputs)
 
+    def _ask_again(self, signature, inputs):
+        """`predict` of the server, until it is not busy or the time is over."""
+        end, pause = time.monotonic() + self.timeout, 0.05
+        while True:
+            try:
+                return self._server.predict(signature, inputs)
+            except ServingError as error:
+                busy = error.status in (429, 503)  # RESOURCE_EXHAUSTED, UNAVAILABLE
+                if not busy or time.monotonic() + pause > end:
+                    raise
+            time.sleep(pause * random.uniform(0.5, 1.0))  # clients do not keep step
+            pause = min(2.0 * pause, 1.0)
+
     def _batched(self, signature, dtype, label=None, **inputs):
-        n = len(next(iter(inputs.values())))
+        n = len(_first(inputs))
         if label is not None:
             inputs["label"] = np.broadcast_to(np.asarray(label), n)
+            if isinstance(self._server, Rest):
+                self._check_takes_labels(signature)
         if n == 0:  # JSON has no shape for it, and a batching server no batch
             return self._nothing(signature)
         parts = []
         for start in range(0, n, self.max_batch):
             part = {k: v[start : start + self.max_batch] for k, v in inputs.items()}
-            parts.append(self.predict(signature, **part))
+            answer, rows = self.predict(signature, **part), len(_first(part))
+            parts.append(_checked(answer, dtype, rows, f"{self.name}'s '{signature}'"))
         if isinstance(parts[0], dict):  # of several outputs
-            return {k: _joined([p[k] for p in parts], dtype) for k in parts[0]}
-        return _joined(parts, dtype)
+            return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        return np.concatenate(parts)
+
+    def _check_takes_labels(self, signature):
+        """A label that a model has no use for is ignored over REST; gRPC refuses it."""
+        if signature not in self._takes_labels:
+            inputs = self._described(signature).get("inputs") or {}
+            self._takes_labels[signature] = "label" in inputs
+        if not self._takes_labels[signature]:
+            raise ValueError(f"'{self.name}' takes no labels in '{signature}'.")
+
+    def _described(self, signature):
+        """What the metadata say of a signature."""
+        try:
+            signatures = self.metadata()["signature_def"]["signature_def"]
+            described = signatures.get(signature)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ConnectionError(
+                f"The metadata of '{self.name}' at {self.url} are not TensorFlow "
+                "Serving's."
+            ) from error
+        if not isinstance(described, dict):
+            raise ServingError(f"'{self.name}' has no signature {signature!r}.", 400)
+        return described
 
     def _nothing(self, signature):
         """A signature's outputs for an empty batch, by what the server says of them."""
-        signatures = self.metadata()["signature_def"]["signature_def"]
-        if signature not in signatures:
-            raise ServingError(f"'{self.name}' has no signature {signature!r}.", 400)
-        empty = {}
-        for name, tensor in signatures[signature]["outputs"].items():
-            sizes = [int(dim["size"]) for dim in tensor["tensor_shape"].get("dim", [])]
-            empty[name] = np.zeros((0, *sizes[1:]), _OF[tensor["dtype"]])
-        return empty if len(empty) > 1 else next(iter(empty.values()))
+        outputs, empty = self._described(signature).get("outputs"), {}
+        try:
+            for name, tensor in outputs.items():
+                dims = tensor["tensor_shape"].get("dim", [])
+                sizes = [int(dim["size"]) for dim in dims]
+                empty[name] = np.zeros((0, *sizes[1:]), _OF[tensor["dtype"]])
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConnectionError(
+                f"'{self.name}' describes outputs of '{signature}' that no model of "
+                f"kgen has: {outputs!r:.200}."
+            ) from error
+        return empty if len(empty) > 1 else _first(empty)
 
 
 def _grpc():
@@ -239,5 +292,28 @@ def _latents(z):
     return z
 
 
-def _joined(parts, dtype):
-    return np.concatenate([np.asarray(part, dtype) for part in parts])
+def _first(arrays):
+    return next(iter(arrays.values()))
+
+
+def _check_seconds(**values):
+    for name, value in values.items():
+        if not is_number(value) or not 0.0 <= value < 1e9:
+            raise ValueError(f"{name} must be a number of seconds; got {value!r}.")
+
+
+def _checked(answer, dtype, rows, whose):
+    """An answer's arrays as `dtype`: as many rows as were asked for, finite, and images
+    of bytes, for 300 would become 44."""
+    if isinstance(answer, dict):
+        return {k: _checked(v, dtype, rows, f"{whose} {k}") for k, v in answer.items()}
+    expected = f"{whose}: expected {rows} rows of {dtype}"
+    if answer.dtype.kind not in "fiu" or answer.shape[:1] != (rows,):
+        raise ConnectionError(f"{expected}; got {answer.dtype} {answer.shape}.")
+    if not np.isfinite(answer).all():
+        raise ConnectionError(f"{expected}; got NaN or infinity among them.")
+    if dtype == "uint8":
+        whole = answer.dtype.kind in "iu" and 0 <= answer.min() and answer.max() <= 255
+        if not whole:
+            raise ConnectionError(f"{expected}; got {answer.min()}..{answer.max()}.")
+    return answer.astype(dtype)

@@ -70,6 +70,10 @@ def commands(folder, port=8500, rest_port=8501, batching=False):
     flags = [
         f"--model_config_file={folder}/models.config",
         "--model_config_file_poll_wait_seconds=30",  # models that come later
+        # By default four gRPC calls a core at once: others are refused, and there are
+        # never enough of them for a batch.
+        "--grpc_max_threads=128",
+        "--rest_api_num_threads=128",
     ]
     if batching:
         config = f"--batching_parameters_file={folder}/batching.config"

@@ -1,4 +1,6 @@
-"""What a server answers when it refuses."""
+"""What a server answers when it refuses, and how much it may answer."""
+
+MAX_ANSWER = 64 * 2**20  # bytes
 
 
 class ServingError(RuntimeError):

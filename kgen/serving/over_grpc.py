@@ -13,7 +13,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from kgen.serving.errors import ServingError
+from kgen.serving.errors import MAX_ANSWER, ServingError
 
 # What the REST API answers for the same errors (its model_servers/http_server.cc).
 _HTTP = {
@@ -43,7 +43,7 @@ _UNCONNECTED = (
 )
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),  # images pass 4 MB, the default, easily
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", MAX_ANSWER),
     ("grpc.initial_reconnect_backoff_ms", 200),  # a server that is started is soon seen
     ("grpc.min_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 1000),

@@ -1,16 +1,87 @@
 """The REST API (https://www.tensorflow.org/tfx/serving/api_rest), with nothing but
 Python's standard library."""
 
+import contextlib
+import functools
 import http.client
 import json
 import re
+import socket
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 
 import numpy as np
 
-from kgen.serving.errors import ServingError
+from kgen.serving.errors import MAX_ANSWER, ServingError
+
+
+class _Deadline:
+    """Shuts a socket down when the time of a whole request is over: the timeouts of
+    sockets are of each read, and a byte a second would never be late."""
+
+    def __init__(self, seconds):
+        self.over = False
+        self._socket = None
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.daemon = True
+
+    def watch(self, connected):
+        self._socket = connected
+        self._timer.start()
+
+    def _end(self):
+        self.over = True
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._timer.cancel()
+
+
+def _watched(kind):
+    class Connection(kind):
+        def __init__(self, *args, deadline, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.deadline = deadline
+
+        def connect(self):
+            super().connect()
+            self.deadline.watch(self.sock)
+
+    return Connection
+
+
+_HTTP = _watched(http.client.HTTPConnection)
+_HTTPS = _watched(http.client.HTTPSConnection)
+
+
+class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
+    """Opens connections that a deadline watches."""
+
+    def __init__(self, deadline):
+        urllib.request.HTTPHandler.__init__(self)
+        urllib.request.HTTPSHandler.__init__(self)
+        self.deadline = deadline
+
+    def http_open(self, request):
+        return self.do_open(functools.partial(_HTTP, deadline=self.deadline), request)
+
+    def https_open(self, request):
+        kind = functools.partial(_HTTPS, deadline=self.deadline, context=self._context)
+        return self.do_open(kind, request)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: TensorFlow Serving sends none, and images go nowhere
+    else."""
+
+    def redirect_request(self, *args):
+        return None
 
 
 class Rest:
@@ -42,42 +113,57 @@ class Rest:
         request = urllib.request.Request(
             self.url + path, data, {"Content-Type": "application/json"}
         )
+        late = f"No answer from {self.url}{path} within {timeout:g} s."
+        with _Deadline(timeout) as deadline:
+            try:
+                status, text = _fetched(request, timeout, deadline)
+            except (OSError, http.client.HTTPException) as error:
+                if deadline.over or isinstance(error, TimeoutError):
+                    raise TimeoutError(late) from error
+                reason = getattr(error, "reason", None) or repr(error)
+                raise ConnectionError(
+                    f"No TensorFlow Serving at {self.url} ({reason})."
+                ) from error
+        if deadline.over:  # in the middle of the answer
+            raise TimeoutError(late)
+        if status == 504:  # the server's own deadline, or a proxy's
+            raise TimeoutError(f"No answer from {self.url}{path}: {_words(text, 504)}")
+        if status != 200:
+            raise ServingError(_words(text, status), status)
+        if len(text) > MAX_ANSWER:
+            raise ConnectionError(
+                f"{self.url}{path} answers more than {MAX_ANSWER >> 20} MiB: lower "
+                "max_batch."
+            )
         try:
-            with urllib.request.urlopen(request, timeout=timeout) as to:
-                return json.load(to)[key]
-        except urllib.error.HTTPError as error:
-            with error:
-                words = _words(error)
-            if error.code == 504:  # the server's own deadline, or a proxy's
-                raise TimeoutError(
-                    f"No answer from {self.url}{path}: {words}"
-                ) from None
-            raise ServingError(words, error.code) from error
-        except TimeoutError as error:
-            raise TimeoutError(
-                f"No answer from {self.url}{path} within {timeout:g} s."
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
+            return json.loads(text)[key]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ConnectionError(
                 f"What answers at {self.url} is no TensorFlow Serving: expected JSON "
                 f"with '{key}'."
             ) from error
-        except (urllib.error.URLError, http.client.HTTPException) as error:
-            reason = getattr(error, "reason", None) or repr(error)
-            raise ConnectionError(
-                f"No TensorFlow Serving at {self.url} ({reason})."
-            ) from error
 
 
-def _words(error):
-    """What the server said: {"error": ...} in JSON, if it is TensorFlow Serving."""
-    text = error.read().decode(errors="replace")
+def _fetched(request, timeout, deadline):
+    """(HTTP's status, the body)."""
+    opener = urllib.request.build_opener(_Handler(deadline), _NoRedirect)
     try:
-        return json.loads(text)["error"]
-    except (KeyError, TypeError):
+        with opener.open(request, timeout=timeout) as answer:
+            return 200, answer.read(MAX_ANSWER + 1)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read(10_000)
+
+
+def _words(text, status):
+    """What the server said: {"error": ...} in JSON, if it is TensorFlow Serving."""
+    text = text.decode(errors="replace")
+    try:
+        return str(json.loads(text)["error"])
+    except (KeyError, TypeError, RecursionError):
         pass
     except ValueError:  # TensorFlow's words may have \', which is not JSON
         match = re.fullmatch(r'\s*\{\s*"error":\s*"(.*)"\s*\}\s*', text, re.DOTALL)
         if match:
             return re.sub(r"\\(['\"\\/])", r"\1", match[1])
-    return f"HTTP {error.code}: {text.strip() or error.reason}"
+    return f"HTTP {status}: {text.strip() or http.client.responses.get(status, '')}"
