@@ -159,7 +159,7 @@ class WeightNormConv2D(layers.Layer):
     def compute_output_shape(self, input_shape, collect=None):
         B, H, W, _ = input_shape
         if self.resample == "halve":
-            H, W = -(-H // 2), -(-W // 2)
+            H, W = (n if n is None else -(-n // 2) for n in (H, W))
         return (B, *(self.size or (H, W)), self.filters)
 
     def get_config(self):

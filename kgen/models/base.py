@@ -319,6 +319,17 @@ class GenerativeModel(keras.Model):
 
     # Keeping
 
+    def summary(self, line_length=None, positions=None, print_fn=None, **kwargs):
+        """As `keras.Model.summary`, with layers under the names of the model's
+        attributes, and with weights that are in no layer."""
+        attributes = vars(self) | vars(self).get("_modules", {})  # PyTorch has some there
+        for name, value in attributes.items():
+            if not name.startswith("_"):
+                _name_layers(name, value)
+        super().summary(line_length, positions, print_fn, **kwargs)
+        for w in (w for w in self.weights if w.path == f"{self.name}/{w.name}"):
+            (print_fn or print)(f" {w.name}: weight of the model, {tuple(w.shape)}")
+
     def endpoints(self):
         """{signature: (function, names of its inputs, of its outputs)}; see export. The
         functions take labels too, last, and work on symbolic tensors."""
@@ -374,6 +385,15 @@ class GenerativeModel(keras.Model):
         for i, state in enumerate(self._seed_states()):
             if f"seed_{i}" in store.keys():
                 state.assign(store[f"seed_{i}"])
+
+
+def _name_layers(name, value):
+    """Names layers after an attribute: "head", of lists "head_0", "blocks_2_1"."""
+    if isinstance(value, keras.Layer):
+        value.name = name
+    elif isinstance(value, (list, tuple)):
+        for i, inner in enumerate(value):
+            _name_layers(f"{name}_{i}", inner)
 
 
 def _check_batch_size(args, kwargs):
