@@ -322,7 +322,7 @@ class GenerativeModel(keras.Model):
     def summary(self, line_length=None, positions=None, print_fn=None, **kwargs):
         """As `keras.Model.summary`, with layers under the names of the model's
         attributes, and with weights that are in no layer."""
-        attributes = vars(self) | vars(self).get("_modules", {})  # PyTorch has some there
+        attributes = vars(self) | vars(self).get("_modules", {})  # PyTorch has some
         for name, value in attributes.items():
             if not name.startswith("_"):
                 _name_layers(name, value)
