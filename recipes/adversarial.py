@@ -10,7 +10,8 @@ import argparse
 import statistics
 from pathlib import Path
 
-from common import fit, write_results
+from common import fit
+from records import training, write_results
 
 SAMPLES = 10_000
 
@@ -53,8 +54,7 @@ def finish(args, splits, games, seconds, *, alike=True):
     import kgen
 
     out = Path(args.out)
-    results = {"games": list(games), "resumed": args.resume}
-    results["training_seconds"] = round(seconds, 1)
+    results = {"games": list(games)} | training(args, seconds)
     measured = {}
     distances = _distances(splits, splits.test) if measurable(splits) else None
     for name, model in games.items():

@@ -6,11 +6,13 @@ Importing this file imports no framework: `arguments` sets KERAS_BACKEND first.
 import argparse
 import dataclasses
 import os
+import re
+import shlex
 import sys
 import time
 from pathlib import Path
 
-from records import parameters, prepare, rows_until, write_results
+from records import parameters, prepare, rows_until, training, write_results
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # kgen, if not installed
 
@@ -20,7 +22,8 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
 
     Args:
         card: the recipe's docstring, shown by --help.
-        name: of the recipe, and of its folders under runs/ and saved_models/.
+        name: of the recipe, and of its folders under runs/ and saved_models/; with
+            other data their name takes the place of the recipe's.
         data, epochs, batch_size: the recipe's own.
         sizes: of the recipe's network, positive integers; each has a flag.
     """
@@ -35,7 +38,10 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
         flag = f"--{size.replace('_', '-')}"
         add(flag, type=int, default=default, help="default: %(default)s")
     add("--data", default=data, help="tfds name, 'digits' or a folder of images")
-    add("--out", default=f"runs/{name}", help="folder of the results: %(default)s")
+    add("--steps", type=int, help="optimizer steps, in place of --epochs")
+    add("--lr", type=float, help="the highest learning rate; default: the recipe's")
+    add("--name", help=f"of the run and of what is exported; default: {name}")
+    add("--out", help="folder of the results; default: runs/<name>")
     add("--seed", type=int, default=0, help="default: %(default)s")
     add("--resume", action="store_true", help="continue the run in --out")
     add("--save-freq", type=int, help="batches between backups; default: each epoch")
@@ -44,21 +50,26 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
         "--smoke", action="store_true", help="two epochs on a few images, k at most 100"
     )
     args = parser.parse_args()
-    args.name = name
+    if args.name is None:
+        args.name = name
+        if args.data != data:
+            args.name = f"{name.removesuffix(f'_{data}')}_{Path(args.data).name}"
+    if not re.fullmatch(r"\w[\w.-]*", args.name):
+        parser.error(f"--name {args.name}: expected letters, digits and _.-")
     if args.smoke:  # apart from a real run's folder and a served model's versions
-        args.name, args.epochs = f"{name}_smoke", min(args.epochs, 2)
-        if args.out == parser.get_default("out"):
-            args.out += "_smoke"
+        args.name, args.epochs = f"{args.name}_smoke", min(args.epochs, 2)
+    args.out = args.out or f"runs/{args.name}"
     if not 0 <= args.seed < 2**31:
         parser.error("--seed must be in 0..2147483647")
-    for flag in ("epochs", "batch_size", *sizes):
-        if getattr(args, flag) < 1:
+    for flag in ("epochs", "batch_size", "steps", "save_freq", *sizes):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
             parser.error(f"--{flag.replace('_', '-')} must be at least 1")
+    if args.lr is not None and not 0.0 < args.lr < 10.0:
+        parser.error("--lr must be in 0..10")
     if args.backend:
         os.environ["KERAS_BACKEND"] = args.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up chatter
-    if args.save_freq is not None and args.save_freq < 1:
-        parser.error("--save-freq must be at least 1")
     several = {"WORLD_SIZE", "TF_CONFIG", "KERAS_DISTRIBUTION_JOB_ADDRESSES"}
     several &= os.environ.keys()  # as set for the backend's engine
     args.several = bool(args.devices or several)
@@ -97,6 +108,8 @@ def load(args, **kwargs):
         few = {k: getattr(splits, k)[:100] for k in ("train", "validation", "test")}
         sizes = {k: len(v) for k, v in few.items()}
         splits = dataclasses.replace(splits, sizes=sizes, **few)
+    if args.steps:
+        args.epochs = -(-args.steps // -(-len(splits.train) // args.batch_size))
     return splits
 
 
@@ -112,6 +125,7 @@ def cosine(args, splits, rate, warmup=0.05):
     import keras
 
     steps = args.epochs * -(-len(splits.train) // args.batch_size)
+    rate = args.lr or rate
     first = max(1, round(warmup * steps))
     return keras.optimizers.schedules.CosineDecay(
         0.0, max(1, steps - first), warmup_target=rate, warmup_steps=first
@@ -133,6 +147,20 @@ def describe(args, model, splits):
     print(f"results     {args.out}", flush=True)
 
 
+def _say_where(args, about):
+    """Prints where a resumed run begins, and what is other than it was."""
+    if about is None:
+        print(f"--resume: there is no backup in {args.out}: the run begins anew")
+        return
+    at = f"epoch {about['epoch'] + 1}, batch {about['batch'] + 1}"
+    if about["epoch"] >= args.epochs:
+        at = f"its end, {args.epochs} epochs"
+    print(f"resuming    at {at}", flush=True)
+    before = (about.get("data") or {}).get("batch_size", args.batch_size)
+    if before != args.batch_size:
+        print(f"--resume: batches were of {before} images, now of {args.batch_size}")
+
+
 def _states(args, out, best, averaged, callbacks):
     """The callbacks that keep weights and numbers."""
     import keras
@@ -146,6 +174,8 @@ def _states(args, out, best, averaged, callbacks):
         _, about = backup.newest()
     except ValueError as error:
         raise SystemExit(f"--resume: {error}") from error
+    if args.resume:
+        _say_where(args, about)
     least = rows_until(out / "history.csv", about["epoch"] if about else 0)
     made = [backup, *callbacks]
     if best:
@@ -195,22 +225,29 @@ def fit(
     prepare(out, args.resume)
     describe(args, model, splits)
     start = time.time()
-    model.fit(
-        kgen.data.Batches(
-            splits.train,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            drop_remainder=args.several and kgen.backend.name == "jax",
-        ),
-        validation_data=splits.validation,
-        epochs=args.epochs,
-        verbose=0,
-        callbacks=[
-            *_states(args, out, best, averaged, callbacks),
-            kgen.callbacks.SampleGrid(out / "epochs", n=samples, every=every),
-            *_shown(out, model, splits, every),
-        ],
+    data = kgen.data.Batches(
+        splits.train,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        drop_remainder=args.several and kgen.backend.name == "jax",
     )
+    callbacks = [
+        *_states(args, out, best, averaged, callbacks),
+        kgen.callbacks.SampleGrid(out / "epochs", n=samples, every=every),
+        *_shown(out, model, splits, every),
+    ]
+    try:
+        model.fit(
+            data,
+            validation_data=splits.validation,
+            epochs=args.epochs,
+            verbose=0,
+            callbacks=callbacks,
+        )
+    except KeyboardInterrupt:
+        words = [word for word in sys.argv if word != "--resume"]
+        again = shlex.join(["python", *words, "--resume"])
+        raise SystemExit(f"\nInterrupted. To go on: {again}") from None
     seconds = time.time() - start
     kgen.distribute.wait(model)  # the first process may be writing still
     if (out / "best.weights.h5").exists():
@@ -231,7 +268,7 @@ def finish(
     import kgen
 
     out = Path(args.out)
-    results = {"training_seconds": round(seconds, 1), "resumed": args.resume}
+    results = training(args, seconds)
     for split in ("validation", "test"):
         images = getattr(splits, split)
         scores = model.evaluate(images, batch_size=250, verbose=0)

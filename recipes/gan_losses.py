@@ -30,16 +30,12 @@ Differences from the paper:
   3. Samples are of an average of G's weights (0.995).
 """
 
-from pathlib import Path
-
 from adversarial import finish, play
 from common import arguments, load
 
-args = arguments(__doc__, "gan_losses", data="mnist", epochs=3, batch_size=64, width=16)
-of = f"gan_losses_{Path(args.data).name}"
-if args.out == f"runs/{args.name}":
-    args.out = args.out.replace("gan_losses", of)
-args.name = args.name.replace("gan_losses", of)
+args = arguments(
+    __doc__, "gan_losses_mnist", data="mnist", epochs=3, batch_size=64, width=16
+)
 
 import keras
 

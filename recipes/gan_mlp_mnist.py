@@ -110,7 +110,7 @@ for loss in ("non_saturating", "minimax"):
         prior="uniform",
         gradient_norms=True,
     )
-    model.compile(keras.optimizers.Adam(2e-4, beta_1=0.5))
+    model.compile(keras.optimizers.Adam(args.lr or 2e-4, beta_1=0.5))
     models[loss], watched[loss] = model, Steps(f"{args.out}/{loss}_steps.csv")
     seconds += play(args, splits, loss, model, [watched[loss]])
 plot(Path(args.out) / "gradient_norms.png", watched)

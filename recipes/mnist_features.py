@@ -99,7 +99,9 @@ def open_data():
 def fit(model, splits):
     """Trains; every epoch's state is in <out>/backup. Returns the seconds it took."""
     data = GreyAndBinary(splits.train, splits.levels, args.batch_size, args.seed)
-    rate = keras.optimizers.schedules.CosineDecay(2e-3, args.epochs * len(data))
+    rate = keras.optimizers.schedules.CosineDecay(
+        args.lr or 2e-3, args.epochs * len(data)
+    )
     model.compile(
         keras.optimizers.Adam(rate),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),

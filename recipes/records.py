@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,10 +25,40 @@ def prepare(out, resume):
             f"--out {out}: cannot write there ({error}). Choose another folder."
         ) from error
     if not resume and kgen.files.writes():
-        shutil.rmtree(out / "backup", ignore_errors=True)
-        for old in ("best.weights.h5", "history.csv"):
-            (out / old).unlink(missing_ok=True)
+        _put_aside(out)
     kgen.distribute.wait()
+
+
+_STATE = ("backup", "best.weights.h5", "history.csv")
+_RESULTS = ("metrics.json", "model.keras", "preset", "epochs")
+
+
+def _put_aside(out):
+    """An earlier run's state and results, into a folder of their own: without --resume
+    the new run would overwrite hours of work."""
+    there = [name for name in (*_STATE, *_RESULTS) if (out / name).exists()]
+    if not there:
+        return
+    number = 1
+    while (out / f"earlier_{number}").exists():
+        number += 1
+    aside = out / f"earlier_{number}"
+    aside.mkdir()
+    for path in [*(out / name for name in there), *out.glob("*.png")]:
+        path.rename(aside / path.name)
+    print(f"moved the earlier run to {aside} (--resume goes on with it)", flush=True)
+
+
+def training(args, seconds):
+    """A run's time for its results: a finished run that is resumed keeps its own."""
+    path = Path(args.out) / "metrics.json"
+    results = {"training_seconds": round(seconds, 1), "resumed": args.resume}
+    if args.resume and path.exists():
+        earlier = json.loads(path.read_text())
+        if earlier.get("epochs") == args.epochs:
+            kept = earlier.get("results", {})
+            results |= {name: kept[name] for name in results if name in kept}
+    return results
 
 
 def rows_until(history, epoch):

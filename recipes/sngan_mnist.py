@@ -43,7 +43,7 @@ def game():
         spectral_norm=True,
         ema=0.999,
     )
-    model.compile(keras.optimizers.Adam(2e-4, beta_1=0.5))
+    model.compile(keras.optimizers.Adam(args.lr or 2e-4, beta_1=0.5))
     return model
 
 

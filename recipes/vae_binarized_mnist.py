@@ -55,7 +55,7 @@ model = kgen.models.VAE(
     decoder=gated_mlp((LATENT_DIM,), (H, W, C), H * W * C),
 )
 steps = args.epochs * -(-len(splits.train) // args.batch_size)
-rate = keras.optimizers.schedules.CosineDecay(5e-4, steps)
+rate = keras.optimizers.schedules.CosineDecay(args.lr or 5e-4, steps)
 model.compile(keras.optimizers.Adam(rate))
 seconds = fit(args, model, splits, every=max(1, args.epochs // 10))
 finish(args, model, splits, seconds, num_samples=5000)

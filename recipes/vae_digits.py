@@ -30,7 +30,9 @@ model = kgen.models.VAE(
 )
 steps = args.epochs * -(-len(splits.train) // args.batch_size)
 model.compile(
-    keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(2e-3, steps))
+    keras.optimizers.Adam(
+        keras.optimizers.schedules.CosineDecay(args.lr or 2e-3, steps)
+    )
 )
 seconds = fit(args, model, splits, every=max(1, args.epochs // 4))
 finish(args, model, splits, seconds, num_samples=1000)

@@ -44,7 +44,7 @@ def game():
         discriminator_steps=3,
         ema=0.995,
     )
-    model.compile(keras.optimizers.Adam(5e-4, beta_1=0.5, beta_2=0.9))
+    model.compile(keras.optimizers.Adam(args.lr or 5e-4, beta_1=0.5, beta_2=0.9))
     return model
 
 

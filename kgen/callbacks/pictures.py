@@ -56,7 +56,8 @@ class _Pictures(keras.callbacks.Callback):
         path = self.folder / f"{self.name}_epoch_{epoch + 1:03d}.png"
         self.write(path)
         if self.verbose:
-            print(f"{self.name}: {path}", flush=True)
+            bar = (self.params or {}).get("verbose") == 1  # Keras' is on this line
+            print(f"{chr(10) * bar}{self.name}: {path}", flush=True)
 
 
 class SampleGrid(_Pictures):

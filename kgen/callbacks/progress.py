@@ -55,8 +55,9 @@ class Progress(keras.callbacks.Callback):
         values = "  ".join(f"{k} {logs[k]:.4g}" for k in names if k in logs)
         took = (time.time() - self._start) / (done - self._first)
         left = datetime.timedelta(seconds=round(took * (total - done)))
+        took = f"{took:,.0f}" if took >= 10 else f"{took:.2g}"
         print(
-            f"epoch {done}/{total}  {values}  {took:.2g} s/epoch, {left} left",
+            f"epoch {done}/{total}  {values}  {took} s/epoch, {left} left",
             flush=True,
         )
 
