@@ -22,12 +22,15 @@ server answers itself before it calls a version available; and `model_card.json`
 is known of the model, also beside the version folders, of the newest version.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
@@ -262,12 +265,14 @@ def _write_in_child(model, path, served):
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
         }
         command = sys.executable, "-m", "kgen.export"
-        child = subprocess.run(
-            [*command, saved, str(path), served, *sorted(modules)],
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
+        with _pipe() as alive:
+            child = subprocess.run(
+                [*command, str(alive), saved, str(path), served, *sorted(modules)],
+                env=environment,
+                pass_fds=[alive] if os.name == "posix" else [],
+                capture_output=True,
+                text=True,
+            )
     if child.returncode:
         last = (child.stderr.strip().splitlines() or [f"exit {child.returncode}"])[-1]
         raise RuntimeError(
@@ -275,6 +280,30 @@ def _write_in_child(model, path, served):
             f"{last[:500]}\n(`pip install tensorflow` if it is missing there.)\n"
             f"{child.stderr[-2000:]}"
         )
+
+
+@contextlib.contextmanager
+def _pipe():
+    """A descriptor that ends when this process does."""
+    reads, writes = os.pipe()
+    try:
+        yield reads
+    finally:
+        os.close(reads)
+        os.close(writes)
+
+
+def _end_with_parent(alive, folder):
+    """Waits in a thread for the end of the process that asked for the export; then this
+    one has nothing to do, nor anybody to remove its folder."""
+
+    def wait():
+        with contextlib.suppress(OSError):  # where descriptors are not inherited
+            os.read(alive, 1)
+            shutil.rmtree(folder, ignore_errors=True)
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _custom_modules(config):
@@ -294,6 +323,8 @@ def _custom_modules(config):
 if __name__ == "__main__":
     import importlib
 
-    for module in ("kgen", *sys.argv[4:]):  # registers the models, and the user's
+    alive, saved, path, served, *modules = sys.argv[1:]
+    _end_with_parent(int(alive), os.path.dirname(saved))
+    for module in ("kgen", *modules):  # registers the models, and the user's
         importlib.import_module(module)
-    _write(keras.models.load_model(sys.argv[1], compile=False), *sys.argv[2:4])
+    _write(keras.models.load_model(saved, compile=False), path, served)

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -29,6 +30,7 @@ def atomic(path, replace=True):
         PermissionError: The folder of `path` cannot be written to.
     """
     path = Path(path)
+    finish(path)
     if not writes():
         with tempfile.TemporaryDirectory() as elsewhere:
             yield Path(elsewhere) / path.name
@@ -36,7 +38,9 @@ def atomic(path, replace=True):
     _refuse_to_replace(path, replace)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=path.parent))
+        _clear(path.parent)
+        prefix = f".writing-{_HOST}-{os.getpid()}-"
+        beside = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent))
     except OSError as error:
         raise PermissionError(
             f"Cannot write '{path}': {error}. Choose an output path in a folder that "
@@ -47,16 +51,105 @@ def atomic(path, replace=True):
         _refuse_to_replace(path, replace)
         _to_disk(beside / path.name)
         _move(beside / path.name, path, replace)
+        _sync(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
+_HOST = socket.gethostname().replace("-", "_")
+_REPLACED = "replaced"  # an earlier folder, while another takes its name
+
+
+def _clear(folder):
+    """Removes what writers of this machine that were killed have left."""
+    for left in folder.glob(f".writing-{_HOST}-*"):
+        pid = left.name.split("-")[2]
+        if pid.isdigit() and not _runs(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # of another user
+        pass
+    return True
+
+
+def finish(path):
+    """Gives a folder its name, if its writer was killed between the two renames by
+    which it took an earlier one's place."""
+    path = Path(path)
+    if path.exists() or not path.parent.is_dir():
+        return
+    for left in path.parent.glob(".writing-*"):
+        if (left / _REPLACED).exists() and (left / path.name).exists():
+            with contextlib.suppress(OSError):  # another process did it
+                os.rename(left / path.name, path)
+
+
 def _to_disk(path):
     """So that after a power cut, too, the name stands for a whole file."""
-    for part in [path, *path.rglob("*")] if path.is_dir() else [path]:
-        if part.is_file():
-            with open(part, "rb") as file:
-                os.fsync(file.fileno())
+    for part in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        _sync(part)
+
+
+def _sync(path):
+    """A file's content, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Lock:
+    """An exclusive lock of a folder, by a file in it that the system unlocks when the
+    process ends, however it ends.
+
+    Raises:
+        RuntimeError: from `take`; a process that runs has it.
+    """
+
+    def __init__(self, folder):
+        self.path, self._descriptor = Path(folder) / ".lock", None
+
+    def take(self):
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while self._descriptor is None:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                here = os.stat(self.path).st_ino
+            except FileNotFoundError:  # its owner has just removed it
+                here = None
+            except BlockingIOError as error:
+                owner = os.read(descriptor, 100).decode(errors="replace")
+                os.close(descriptor)
+                raise RuntimeError(
+                    f"'{self.path.parent}' is in use by another run ({owner}). Wait "
+                    "for its end, or choose another folder."
+                ) from error
+            if here == os.fstat(descriptor).st_ino:
+                self._descriptor = descriptor
+            else:
+                os.close(descriptor)
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, f"process {os.getpid()} of {_HOST}".encode())
+
+    def release(self):
+        if self._descriptor is not None:
+            self.path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+            with contextlib.suppress(OSError):  # other files are in it
+                self.path.parent.rmdir()
 
 
 def _refuse_to_replace(path, replace):
@@ -76,19 +169,21 @@ def _move(source, target, replace):
     """One rename. Without `replace` the name must still be free: of two writers the
     second gets the error. An earlier folder is set aside, and comes back if the rename
     fails."""
-    aside = source.parent / "replaced"
+    aside = source.parent / _REPLACED
     try:
         if source.is_dir():
             if isinstance(replace, set) and target.is_dir() and any(target.iterdir()):
                 os.rename(target, aside)
                 _refuse_to_replace(aside, replace)  # what came there meanwhile
-            os.rename(source, target)  # fails if there is more than an empty folder
+            # Fails if there is more than an empty folder. What is gone, `finish` moved.
+            if source.exists() or not aside.exists():
+                os.rename(source, target)
         elif replace:
             os.replace(source, target)
         else:
             os.link(source, target)  # a rename would replace the file of another writer
     except OSError as error:
-        if aside.exists():
+        with contextlib.suppress(OSError):  # nothing aside, or another's has the name
             os.rename(aside, target)
         raise FileExistsError(
             f"'{target}' was written by another process meanwhile, or cannot be "

@@ -5,7 +5,7 @@ import warnings
 
 import keras
 
-from kgen import backend
+from kgen import backend, files
 from kgen.batching import Still
 from kgen.callbacks import (
     BackupAndRestore,
@@ -26,7 +26,8 @@ def prepared(model, x, callbacks, kwargs):
     - Data sets that make their own batches keep their order: Keras would shuffle a
       PyDataset's batches by the global random state, which no checkpoint holds.
     - What has `set_epoch` is told the epoch.
-    - Backups are restored now and saved after all other callbacks.
+    - Backups are restored now and saved after all other callbacks; their folder is
+      locked meanwhile.
     - NaN in a metric is an error, unless another callback sees to it.
     """
     if isinstance(callbacks, keras.callbacks.CallbackList):
@@ -42,15 +43,19 @@ def prepared(model, x, callbacks, kwargs):
         x.set_epoch(x.epoch)  # whole, if an interrupted `fit` had left part of it
     elif not hasattr(x, "shape"):
         kwargs.setdefault("shuffle", False)
-    first_batch = _restored(model, x, backups, kwargs)
-    if not any(isinstance(c, _ENDS_AT_NAN) for c in callbacks):
-        callbacks.insert(0, StopOnNaN(first_batch))
-    data, x = x, fed(x, uneven=first_batch > 0)
-    if hasattr(data, "set_epoch"):
-        callbacks.insert(0, SetEpoch(data, first_batch, absolute=bool(backups)))
-    if first_batch and not isinstance(x, keras.utils.PyDataset):
-        callbacks.insert(0, CutEpoch(first_batch))
-    with warnings.catch_warnings():
+    with contextlib.ExitStack() as stack:
+        for backup in backups if files.writes() else ():
+            backup.lock.take()
+            stack.callback(backup.lock.release)
+        first_batch = _restored(model, x, backups, kwargs)
+        if not any(isinstance(c, _ENDS_AT_NAN) for c in callbacks):
+            callbacks.insert(0, StopOnNaN(first_batch))
+        data, x = x, fed(x, uneven=first_batch > 0)
+        if hasattr(data, "set_epoch"):
+            callbacks.insert(0, SetEpoch(data, first_batch, absolute=bool(backups)))
+        if first_batch and not isinstance(x, keras.utils.PyDataset):
+            callbacks.insert(0, CutEpoch(first_batch))
+        stack.enter_context(warnings.catch_warnings())
         if first_batch:  # the rest of an epoch is shorter than one
             warnings.filterwarnings("ignore", "Your input ran out of data")
         yield x, [*callbacks, *backups]

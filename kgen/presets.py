@@ -86,6 +86,7 @@ def load(cls, name, load_weights=True):
 
 def _found(name):
     """The folder of a preset: a folder there is, or one of the package."""
+    files.finish(name)
     for folder in (Path(name), _PACKAGED / str(name)):
         if (folder / _CONFIG).is_file():
             return folder

@@ -32,7 +32,9 @@ class BackupAndRestore(keras.callbacks.Callback):
     `fit` puts it after all other callbacks, and it saves when an epoch begins or the
     training ends: so whatever others do at an epoch's end is done. What they remember
     themselves (EarlyStopping's patience, and that it ended the run) is not kept.
-    Weights that are NaN or infinite are not saved. Several processes share the folder.
+    Weights that are NaN or infinite are not saved; a backup that cannot be written, on
+    a full disk, is left out with a warning. The processes of one run share the folder;
+    a second run is refused while the first one trains.
 
     Args:
         backup_dir: folder of this run's backups. Other files in it are left alone.
@@ -43,7 +45,8 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     Raises:
         ValueError: from `fit`; no backup is intact, or they are of another model.
-        RuntimeError: in the `fit` of a model that is not kgen's.
+        RuntimeError: in the `fit` of a model that is not kgen's; another run uses the
+            folder.
     """
 
     def __init__(self, backup_dir, save_freq="epoch", delete_checkpoint=True):
@@ -59,6 +62,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         self.folder, self.save_freq = Path(backup_dir), save_freq
         self.delete_checkpoint = delete_checkpoint
         self.async_safe = save_freq == "epoch"  # Keras: nothing is done after a batch
+        self.lock = files.Lock(self.folder)  # `fit` takes it
         self._ready = False
         self._begin(0, 0)
 
@@ -182,19 +186,30 @@ class BackupAndRestore(keras.callbacks.Callback):
         earlier = self.backups()
         number = int(earlier[-1].name.split("-")[0]) + 1 if earlier else 0
         path = self.folder / f"{number:08}-epoch-{epoch}-batch-{batch}"
-        with files.atomic(path, replace=_NAMES) as unfinished:
-            unfinished.mkdir()
-            # Keras' own: a GenerativeModel's appears whole by itself, in one more step
-            keras.Model.save_weights(self.model, unfinished / _WEIGHTS)
-            metrics = [ops.convert_to_numpy(v) for v in self.model.metrics_variables]
-            np.savez(unfinished / _METRICS, *metrics)
-            sums = {name: _checksum(unfinished / name) for name in (_WEIGHTS, _METRICS)}
-            about = {"epoch": epoch, "batch": batch, "sha256": sums}
-            about |= {"shapes": _shapes(self.model), "data": self._data}
-            (unfinished / _ABOUT).write_text(json.dumps(about))
+        try:
+            with files.atomic(path, replace=_NAMES) as unfinished:
+                self._write(unfinished, {"epoch": epoch, "batch": batch})
+        except OSError as error:  # a full disk
+            warnings.warn(
+                f"No backup after batch {batch} of epoch {epoch}: {error}. The backups "
+                "before stay.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return
         if files.writes():
             for old in self.backups()[:-2]:
                 shutil.rmtree(old, ignore_errors=True)
+
+    def _write(self, folder, about):
+        folder.mkdir()
+        # Keras' own: a GenerativeModel's appears whole by itself, in one more step
+        keras.Model.save_weights(self.model, folder / _WEIGHTS)
+        metrics = [ops.convert_to_numpy(v) for v in self.model.metrics_variables]
+        np.savez(folder / _METRICS, *metrics)
+        sums = {name: _checksum(folder / name) for name in (_WEIGHTS, _METRICS)}
+        about |= {"sha256": sums, "shapes": _shapes(self.model), "data": self._data}
+        (folder / _ABOUT).write_text(json.dumps(about))
 
 
 def _shapes(model):
