@@ -81,9 +81,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: pyproject.toml | $(BIN)/python
+	@echo "installing kgen and its packages into $(VENV), a minute or two ..."
 	$(BIN)/python -m pip install --quiet -e ".[serving]"
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(BIN)/python
+	@echo "installing kgen, three backends and the tools into $(VENV), a few minutes ..."
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@ $(VENV)/.base

@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 from kgen.callbacks import save_grid
@@ -38,8 +39,8 @@ def _serve(args):
         found = docker
     else:
         print("Neither tensorflow_model_server nor Docker runs here. Where one does:\n")
-        print(f"  {shlex.join(server)}\n\n  {shlex.join(docker)}")
-        return
+        print(f"  {shlex.join(server)}\n\n  {shlex.join(docker)}", flush=True)
+        raise SystemExit(1)  # nothing is served
     print(shlex.join(found), flush=True)
     os.execvp(found[0], found)
 
@@ -47,6 +48,8 @@ def _serve(args):
 def _sample(args):
     try:
         with Client(args.url, args.name, timeout=args.timeout) as client:
+            asked = f"'{args.name}' at {args.url}, for {args.wait:g} s at most"
+            print(f"waiting for {asked}", file=sys.stderr, flush=True)
             client.wait_until_ready(args.wait)
             images = client.sample(args.n, args.seed, args.label)
     except (ServingError, OSError, ValueError, ImportError) as error:
