@@ -250,6 +250,22 @@ def fraction(**values):
             raise ValueError(f"{name} must be in 0..1, and below 1; got {value!r}.")
 
 
+def all_finite(variables):
+    """Whether no float of them is NaN or infinite."""
+    floats = [v for v in variables if "float" in v.dtype]
+    return all(np.isfinite(ops.convert_to_numpy(v)).all() for v in floats)
+
+
+def finite_weights(model, what):
+    """Raises a ValueError if a weight is NaN or infinite: its samples would be zeros."""
+    bad = [v.path for v in model.weights if not all_finite([v])]
+    if bad:
+        raise ValueError(
+            f"{what}: {len(bad)} of {len(model.weights)} weights hold NaN or infinity, "
+            f"{bad[0]} among them. Take an earlier backup or preset."
+        )
+
+
 def boolean(**values):
     """Raises a ValueError unless each is True or False."""
     for name, value in values.items():

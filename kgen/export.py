@@ -39,6 +39,7 @@ import keras
 import numpy as np
 
 from kgen import files
+from kgen.checks import finite_weights
 
 _EXTRA, _CARD = "assets.extra", "model_card.json"
 
@@ -61,11 +62,13 @@ def export(model, path, card=None, warmup=None):
 
     Raises:
         ImportError: `warmup` without tensorflow-serving-api.
+        ValueError: weights are NaN or infinite.
         FileExistsError: there is something at `path` already.
         PermissionError: `path` cannot be written.
         RuntimeError: the child process failed; with its last words.
     """
     path = Path(path)
+    finite_weights(model, "export")
     if not files.writes():
         return path
     if warmup is not False:

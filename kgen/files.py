@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import socket
@@ -88,6 +89,12 @@ def finish(path):
         if (left / _REPLACED).exists() and (left / path.name).exists():
             with contextlib.suppress(OSError):  # another process did it
                 os.rename(left / path.name, path)
+
+
+def checksum(path):
+    """The SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _to_disk(path):

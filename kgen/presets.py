@@ -1,7 +1,7 @@
 """Folders that hold a model: KerasHub's file names, so its users know their way.
 
 config.json         the serialised constructor arguments
-metadata.json       versions, parameter count, date
+metadata.json       versions, parameter count, date, checksums of the two others
 model.weights.h5    weights
 model_card.json     what it was trained on and what was measured, where it is known
 
@@ -16,6 +16,7 @@ from pathlib import Path
 import keras
 
 from kgen import files
+from kgen.checks import finite_weights
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _CARD = "model_card.json"
@@ -47,7 +48,11 @@ def save(model, folder, card=None):
         model: a GenerativeModel.
         folder: of the preset.
         card: None, or what is known of the model, for JSON; see `card`.
+
+    Raises:
+        ValueError: weights are NaN or infinite.
     """
+    finite_weights(model, "save_to_preset")
     config = keras.saving.serialize_keras_object(model)
     config = {k: v for k, v in config.items() if not k.endswith("_config")}
     metadata = {
@@ -58,7 +63,6 @@ def save(model, folder, card=None):
     with files.atomic(folder, replace={_CONFIG, _METADATA, _WEIGHTS, _CARD}) as path:
         path.mkdir()
         (path / _CONFIG).write_text(json.dumps(config, indent=2))
-        (path / _METADATA).write_text(json.dumps(metadata, indent=2))
         if card is not None:
             (path / _CARD).write_text(json.dumps(card, indent=2) + "\n")
         bare = model  # weights alone: a compiled model would add its optimizer's state
@@ -66,11 +70,20 @@ def save(model, folder, card=None):
             bare = type(model).from_config(model.get_config())
             bare.set_weights(model.get_weights())
         keras.Model.save_weights(bare, path / _WEIGHTS)
+        sums = {name: files.checksum(path / name) for name in (_CONFIG, _WEIGHTS)}
+        metadata["sha256"] = sums
+        (path / _METADATA).write_text(json.dumps(metadata, indent=2))
 
 
 def load(cls, name, load_weights=True):
-    """The model of a preset, an instance of `cls` or of a class below it."""
+    """The model of a preset, an instance of `cls` or of a class below it.
+
+    Raises:
+        ValueError: there is none, it is of another class, its files have changed since
+            they were written, or weights are NaN or infinite.
+    """
     folder = _found(name)
+    _check_sums(folder, load_weights)
     model = keras.saving.deserialize_keras_object(
         json.loads((folder / _CONFIG).read_text())
     )
@@ -81,7 +94,25 @@ def load(cls, name, load_weights=True):
         )
     if load_weights:
         model.load_weights(folder / _WEIGHTS)
+        finite_weights(model, f"the preset '{name}'")
     return model
+
+
+def _check_sums(folder, weights):
+    """Against those in metadata.json; presets of other libraries have none."""
+    path = folder / _METADATA
+    try:
+        metadata = json.loads(path.read_text()) if path.is_file() else {}
+        sums = metadata.get("sha256", {}).items()
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    for name, expected in sums:
+        wanted = name == _CONFIG or (name == _WEIGHTS and weights)
+        if wanted and files.checksum(folder / name) != expected:
+            raise ValueError(
+                f"{folder / name} has changed since it was written. Get the preset "
+                f"anew; if the change is yours, remove 'sha256' from {_METADATA}."
+            )
 
 
 def _found(name):

@@ -1,5 +1,6 @@
 """What kills, full disks and second runs leave: nothing lost, nothing left over."""
 
+import json
 import os
 import signal
 import subprocess
@@ -212,3 +213,45 @@ def test_two_writers_and_a_reader_of_one_preset(tmp_path):
         all(map(np.array_equal, zoo.weights(found), zoo.weights(made))) for made in both
     ]
     assert any(same) and [Path(p).name for p in tmp_path.iterdir()] == ["preset"]
+
+
+# Damaged presets and weights
+
+
+def test_flipped_bits_of_a_preset_raise(tmp_path):
+    folder = tmp_path / "preset"
+    zoo.randomize(model()).save_to_preset(folder)
+    rng = np.random.default_rng(0)
+    for name in ("config.json", "model.weights.h5") * 10:
+        path = folder / name
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        path.write_bytes(flipped)
+        with pytest.raises(ValueError, match=f"{name} has changed since"):
+            kgen.models.FVBN.from_preset(folder)
+        path.write_bytes(whole)
+    kgen.models.FVBN.from_preset(folder)
+    (folder / "metadata.json").write_text("{")
+    with pytest.raises(ValueError, match="metadata.json is damaged"):
+        kgen.models.FVBN.from_preset(folder)
+
+
+def test_weights_that_are_not_finite_are_not_kept(tmp_path):
+    made = zoo.randomize(model())
+    made.save_to_preset(tmp_path / "preset")
+    (tmp_path / "preset" / "metadata.json").unlink()
+    made.weights[0].assign(np.full(made.weights[0].shape, np.nan))
+    for keep in (made.save_to_preset, made.export):
+        with pytest.raises(ValueError, match="1 of 2 weights hold NaN or infinity"):
+            keep(tmp_path / "other")
+    made.save_weights(tmp_path / "preset" / "model.weights.h5")
+    with pytest.raises(ValueError, match="the preset .* 1 of 2 weights hold NaN"):
+        kgen.models.FVBN.from_preset(tmp_path / "preset")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["preset"]
+
+
+def test_packaged_presets_have_checksums():
+    for name in kgen.presets.list():
+        metadata = kgen.presets._PACKAGED / name / "metadata.json"
+        assert len(json.loads(metadata.read_text())["sha256"]) == 2

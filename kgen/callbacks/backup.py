@@ -1,7 +1,6 @@
 """Backups of training, from which a killed run ends as if it had not been killed."""
 
 import contextlib
-import hashlib
 import json
 import shutil
 import warnings
@@ -12,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from kgen import files
+from kgen.checks import all_finite
 
 _WEIGHTS, _METRICS, _ABOUT = "state.weights.h5", "metrics.npz", "backup.json"
 _NAMES = {_WEIGHTS, _METRICS, _ABOUT}
@@ -175,7 +175,7 @@ class BackupAndRestore(keras.callbacks.Callback):
             self._save(self._now, 0)
 
     def _save(self, epoch, batch):
-        if not _finite(self.model):
+        if not all_finite(_variables(self.model)):
             warnings.warn(
                 f"No backup after batch {batch} of epoch {epoch}: weights are NaN or "
                 "infinite. The backups before stay.",
@@ -207,7 +207,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         keras.Model.save_weights(self.model, folder / _WEIGHTS)
         metrics = [ops.convert_to_numpy(v) for v in self.model.metrics_variables]
         np.savez(folder / _METRICS, *metrics)
-        sums = {name: _checksum(folder / name) for name in (_WEIGHTS, _METRICS)}
+        sums = {name: files.checksum(folder / name) for name in (_WEIGHTS, _METRICS)}
         about |= {"sha256": sums, "shapes": _shapes(self.model), "data": self._data}
         (folder / _ABOUT).write_text(json.dumps(about))
 
@@ -221,22 +221,12 @@ def _variables(model):
     return model.variables + model.optimizer.variables
 
 
-def _finite(model):
-    floats = [v for v in _variables(model) if "float" in v.dtype]
-    return all(np.isfinite(ops.convert_to_numpy(v)).all() for v in floats)
-
-
-def _checksum(path):
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _read(path):
     """What the backup says of itself, or, in words, what is wrong with it."""
     try:
         about = json.loads((path / _ABOUT).read_text())
         for name, expected in about["sha256"].items():
-            if _checksum(path / name) != expected:
+            if files.checksum(path / name) != expected:
                 return f"{name} has changed since it was written"
         return about
     except (OSError, ValueError, KeyError, TypeError) as error:
