@@ -257,7 +257,7 @@ def all_finite(variables):
 
 
 def finite_weights(model, what):
-    """Raises a ValueError if a weight is NaN or infinite: its samples would be zeros."""
+    """Raises a ValueError if a weight is NaN or infinite: it would sample zeros."""
     bad = [v.path for v in model.weights if not all_finite([v])]
     if bad:
         raise ValueError(
