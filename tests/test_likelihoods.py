@@ -2,7 +2,6 @@
 sums over all colors, and their own samples."""
 
 import functools
-import itertools
 
 import keras
 import numpy as np
@@ -58,17 +57,16 @@ def program(kind, method, shape):
     each be compiled. One for each shape of the parameters, of which TensorFlow would
     else forget the channels."""
     model = keras.Sequential()
-    if method != "gradient":
-        return backend.compiled(model, getattr(kind, method))
 
-    def slopes(params, x):
+    def gradient(params, x):
         log_prob = functools.partial(kind.log_prob, x=x)
         return backend.input_gradient(model, log_prob, params)
 
-    return backend.compiled(model, slopes, gradients=True)
+    fn = gradient if method == "gradient" else getattr(kind, method)
+    return backend.compiled(model, fn, gradients=method == "gradient")
 
 
-def apply(kind, method, params, values=None, dtype="float32", *args):
+def apply(method, kind, params, values=None, *args):
     """A method at n images of one pixel, N at a time: params (P,) or (n, P), values
     (n, C) -> (n, ...)."""
     n = len(params if values is None else values)
@@ -78,29 +76,24 @@ def apply(kind, method, params, values=None, dtype="float32", *args):
         rows = np.arange(i, i + N) % n  # the last part is filled up
         given = [tensor(params[rows][:, None, None])]  # (N, 1, 1, P)
         if values is not None:
-            given.append(tensor(np.asarray(values)[rows][:, None, None], dtype))
+            dtype = "int32" if values.dtype.kind in "iu" else "float32"
+            given.append(tensor(values[rows][:, None, None], dtype))
         fn = program(kind, method, given[0].shape)
         parts.append(numpy(fn(*given, *args)))
-    return np.concatenate(parts)[:n]
+    out = np.concatenate(parts)[:n]
+    return out.reshape(n, *out.shape[3:])
 
 
-def log_prob(kind, params, x):
-    return apply(kind, "log_prob", params, x, "int32")  # (n,)
-
-
-def gradient(kind, params, x):
-    return apply(kind, "gradient", params, x, "int32")[:, 0, 0]  # (n, P)
-
-
-def mean(kind, params):
-    return apply(kind, "mean", params)[:, 0, 0]  # (n, C)
+log_prob = functools.partial(apply, "log_prob")  # (kind, params, x) -> (n,)
+gradient = functools.partial(apply, "gradient")  # (kind, params, x) -> (n, P)
+mean = functools.partial(apply, "mean")  # (kind, params) -> (n, C)
 
 
 def draw(kind, params, u, temperature=1.0):
     """By inverse CDF of uniforms u (n, C) -> (n, C)."""
-    out = apply(kind, "draw", params, u, "float32", tensor(temperature))
+    out = apply("draw", kind, params, u, tensor(temperature))
     assert out.dtype == "int32"
-    return out[:, 0, 0]
+    return out
 
 
 def colors(levels, channels):
@@ -109,16 +102,12 @@ def colors(levels, channels):
 
 def bin_masses(x, mean, log_scale, levels):
     """The logistic's CDF differences, in float64, of the tail that has digits."""
-    scaled = 2 * x / (levels - 1) - 1
-    upper = np.where(x == levels - 1, np.inf, scaled + 1 / (levels - 1))
-    lower = np.where(x == 0, -np.inf, scaled - 1 / (levels - 1))
-    scale = np.exp(np.clip(log_scale, -7, 7))
-    cdf = stats.logistic.cdf
-    return np.where(
-        scaled > mean,
-        cdf(-lower, -mean, scale) - cdf(-upper, -mean, scale),
-        cdf(upper, mean, scale) - cdf(lower, mean, scale),
-    )
+    scaled, half = 2 * x / (levels - 1) - 1, 1 / (levels - 1)
+    upper = np.where(x == levels - 1, np.inf, scaled + half)
+    lower = np.where(x == 0, -np.inf, scaled - half)
+    scale, sign = np.exp(np.clip(log_scale, -7, 7)), np.where(scaled > mean, -1, 1)
+    cdf = stats.logistic(sign * mean, scale).cdf
+    return np.abs(cdf(sign * upper) - cdf(sign * lower))
 
 
 def exact_mixture(params, x, levels, K):
@@ -139,13 +128,14 @@ def exact(kind, params, x, levels):
     params = np.broadcast_to(params, (len(x), params.shape[-1]))
     if kind.name == "logistic_mixture":
         return exact_mixture(params, x, levels, kind.num_mixtures)
-    blocks = params.reshape(*x.shape, -1)  # (n, C, P / C)
+    blocks = params.reshape(*x.shape, -1)  # (n, C, P / C): a block for each channel
     if kind.name == "bernoulli":
-        return stats.bernoulli.logpmf(x, expit(blocks[..., 0])).sum(-1)
-    if kind.name == "categorical":
-        terms = np.take_along_axis(log_softmax(blocks, axis=-1), x[..., None], -1)
-        return terms.sum((-2, -1))
-    return np.log(bin_masses(x, blocks[..., 0], blocks[..., 1], levels)).sum(-1)
+        terms = stats.bernoulli.logpmf(x, expit(blocks[..., 0]))
+    elif kind.name == "categorical":
+        terms = np.take_along_axis(log_softmax(blocks, -1), x[..., None], -1)[..., 0]
+    else:
+        terms = np.log(bin_masses(x, blocks[..., 0], blocks[..., 1], levels))
+    return terms.sum(-1)
 
 
 def probabilities(kind, params, levels):
@@ -153,35 +143,22 @@ def probabilities(kind, params, levels):
     return np.exp(exact(kind, params, colors(levels, 1), levels))
 
 
+# Runs of parameters that are log scales: of K values each in a mixture, else of one
+LOG_SCALES = {"discretized_logistic": [1, 3, 5], "logistic_mixture": [2, 4, 7]}
+
+
 def moderate(kind, channels, rng, n=None, log_scale=-1.5):
     """Parameters whose probabilities have digits in float64, (P,) or (n, P), with log
     scales around the given one."""
     size = kind.params_per_pixel(channels)
     params = rng.normal(0, 0.8, size if n is None else (n, size))
-    if kind.name == "discretized_logistic":
-        params[..., 1::2] = params[..., 1::2] * 0.5 + log_scale
-    if kind.name == "logistic_mixture":
-        K = kind.num_mixtures
-        for c in range(channels):
-            start = kind.params_per_pixel(c) + K  # the log scales of channel c
-            params[..., start : start + K] *= 0.5
-            params[..., start : start + K] += log_scale
+    runs = params.reshape(*params.shape[:-1], -1, getattr(kind, "num_mixtures", 1))
+    scales = LOG_SCALES.get(kind.name, [])[:channels]
+    runs[..., scales, :] = 0.5 * runs[..., scales, :] + log_scale
     return params
 
 
 # Probabilities
-
-
-@pytest.mark.once
-def test_parameters_per_pixel():
-    for kind, sizes in (
-        (BERNOULLI, [1, 2, 3, 4]),
-        (CATEGORICAL, [5, 10, 15, 20]),
-        (LOGISTIC, [2, 4, 6, 8]),
-        (ONE_COMPONENT, [3, 6, 10, 15]),
-        (MIXTURE, [30, 60, 100, 150]),
-    ):
-        assert [kind.params_per_pixel(channels) for channels in (1, 2, 3, 4)] == sizes
 
 
 @pytest.mark.parametrize("kind,levels,channels", cases())
@@ -242,23 +219,14 @@ def test_nothing_overflows(kind, levels, channels, rng):
     assert means.min() >= 0 and means.max() <= levels - 1
 
 
-@pytest.mark.parametrize(
-    "kind,levels",
-    [
-        case
-        for case in cases(3, of=2)
-        if not isinstance(case.values[0], LogisticMixture)
-    ],
-)
-def test_each_channel_has_a_contiguous_block(kind, levels, rng):
+@pytest.mark.parametrize("kind,levels", cases(3, stop=3, of=2))
+def test_each_channel_is_sampled_from_its_own_block(kind, levels, rng):
     """Three channels are three images of one channel, their parameters in a row."""
     blocks = [moderate(kind, 1, rng, 6) for _ in range(3)]
     together = np.concatenate(blocks, axis=-1)
-    x, u = rng.integers(0, levels, (6, 3, 1)), rng.uniform(size=(6, 3, 1))
-    alone = sum(log_prob(kind, p, x[:, c]) for c, p in enumerate(blocks))
-    np.testing.assert_allclose(log_prob(kind, together, x[..., 0]), alone, rtol=1e-5)
-    alone = np.hstack([draw(kind, p, u[:, c]) for c, p in enumerate(blocks)])
-    np.testing.assert_array_equal(draw(kind, together, u[..., 0]), alone)
+    u = rng.uniform(size=(6, 3))
+    alone = np.hstack([draw(kind, p, u[:, [c]]) for c, p in enumerate(blocks)])
+    np.testing.assert_array_equal(draw(kind, together, u), alone)
     alone = np.hstack([mean(kind, p) for p in blocks])
     np.testing.assert_allclose(mean(kind, together), alone, rtol=1e-5)
 
@@ -271,10 +239,10 @@ def test_map_has_log_probabilities_of_each_pixel(kind, levels, channels, rng):
     x = rng.integers(0, levels, (2, 1, 2, 3, channels))
     given = tensor(params), tensor(x, "int32")
     found = numpy(program(kind, "log_prob_map", params.shape)(*given))
-    assert found.shape == (2, 3, 2, 3)
-    for b, k, i, j in itertools.product(range(2), range(3), range(2), range(3)):
-        expected = exact(kind, params[b, k, i, j], x[b, :, i, j], levels)[0]
-        assert found[b, k, i, j] == pytest.approx(expected, rel=1e-4, abs=2e-5)
+    size, pixels = params.shape[-1], np.broadcast_to(x, (2, 3, 2, 3, channels))
+    expected = exact(kind, params.reshape(-1, size), pixels.reshape(36, -1), levels)
+    expected = expected.reshape(2, 3, 2, 3)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5)
     whole = numpy(program(kind, "log_prob", params.shape)(*given))
     np.testing.assert_allclose(whole, found.sum((-2, -1)), rtol=1e-5)
 
@@ -389,20 +357,6 @@ def test_mean_of_coupled_channels(rng):
         assert np.all(np.abs(uncoupled - expected)[1:] > 0.04)  # coupling moves means
 
 
-@pytest.mark.parametrize(
-    "levels", [pytest.param(n, marks=pytest.mark.exhaustive) for n in (2, 17)] + [256]
-)
-def test_a_mixture_of_one_is_the_discretized_logistic(levels, rng):
-    one, plain = LogisticMixture(levels, 1), DiscretizedLogistic(levels)
-    params = moderate(one, 1, rng, 40)
-    alone = params[:, 1:]
-    x, u = rng.integers(0, levels, (40, 1)), rng.uniform(size=(40, 1))
-    expected = log_prob(plain, alone, x)
-    np.testing.assert_allclose(log_prob(one, params, x), expected, 1e-5, 1e-6)
-    np.testing.assert_array_equal(draw(one, params, u), draw(plain, alone, u))
-    np.testing.assert_allclose(mean(one, params), mean(plain, alone), rtol=1e-5)
-
-
 # Gaussians
 
 
@@ -439,13 +393,16 @@ def test_gaussian_samples_agree_with_scipy(rng):
 
 
 @pytest.mark.once
-def test_likelihoods_have_their_names():
+def test_likelihoods_have_their_names_and_sizes():
     assert likelihood_of(None, 2).name == "bernoulli"
     assert likelihood_of(None, 17).name == "discretized_logistic"
     assert likelihood_of("discretised_logistic", 17).name == "discretized_logistic"
     assert likelihood_of("categorical", 17).levels == 17
     assert likelihood_of("logistic_mixture", 17).num_mixtures == 10
     assert likelihood_of("logistic_mixture", 17, num_mixtures=5).num_mixtures == 5
+    kinds = BERNOULLI, CATEGORICAL, LOGISTIC, ONE_COMPONENT, MIXTURE
+    for channels, sizes in ((2, [2, 10, 4, 6, 60]), (4, [4, 20, 8, 15, 150])):
+        assert [kind.params_per_pixel(channels) for kind in kinds] == sizes
 
 
 @pytest.mark.once

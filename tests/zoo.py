@@ -21,6 +21,7 @@ import numpy as np
 from keras import layers, ops
 from scipy import stats
 
+from kgen import backend
 from kgen.models import (
     FVBN,
     GAN,
@@ -234,3 +235,13 @@ def prepared(name):
     """Whether tfds can read this set without a network."""
     root = os.environ.get("TFDS_DATA_DIR", os.path.expanduser("~/tensorflow_datasets"))
     return any(Path(root, name).glob("*/dataset_info.json"))
+
+
+# Derivatives
+
+
+def derivative(fn, x):
+    """d sum(fn(x)) / dx, by the backend."""
+    model = keras.Sequential()  # the backends carry a model's state along
+    slopes = functools.partial(backend.input_gradient, model, fn)
+    return numpy(backend.compiled(model, slopes, gradients=True)(tensor(x)))
