@@ -18,6 +18,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 from keras import layers, ops
 from scipy import stats
 
@@ -234,3 +235,12 @@ def prepared(name):
     """Whether tfds can read this set without a network."""
     root = os.environ.get("TFDS_DATA_DIR", os.path.expanduser("~/tensorflow_datasets"))
     return any(Path(root, name).glob("*/dataset_info.json"))
+
+
+# Parameters of tests
+
+
+def cases(default, further):
+    """The cases of a test, and further ones that `make test-all` alone runs."""
+    more = [c if isinstance(c, tuple) else (c,) for c in further if c not in default]
+    return [*default, *(pytest.param(*c, marks=pytest.mark.exhaustive) for c in more)]
