@@ -3,11 +3,9 @@ paper's network reaches, and no other. One measurement, `sees`, serves all model
 
 import numpy as np
 import pytest
-from zoo import numpy, tiny
+from zoo import cases, numpy, tiny
 
 pytestmark = pytest.mark.portable
-
-more = pytest.mark.exhaustive
 
 
 def sees(model, images, **arguments):
@@ -38,6 +36,7 @@ PP = {"num_blocks": 2, "num_resolutions": 2}
 CASES = [(name, GRAY, {}) for name in ("fvbn", "nade", "made")]
 CASES += [("gated", GRAY, DEEP), ("gated", COLOR, {"filters": 48})]
 CASES += [("diagonal", (4, 9, 1), ONE), ("diagonal", (3, 4, 3), ONE)]
+CASES += [("row-lstm", COLOR, {"units": 48})]  # narrower than its triangle
 FURTHER = [(name, COLOR, {}) for name in ("fvbn", "nade", "made")]
 FURTHER += [("diagonal", (4, 9, 1), TWO), ("diagonal", (3, 4, 3), TWO)]
 FURTHER += [("diagonal", s, k) for s in ((6, 3, 1), (1, 8, 1)) for k in (ONE, TWO)]
@@ -45,16 +44,14 @@ FURTHER += [("diagonal", shape, {"units": 48}) for shape in (GRAY, COLOR)]
 FURTHER += [("gated", COLOR, DEEP), ("pp", GRAY, PP), ("pp", COLOR, PP)]
 
 
-@pytest.mark.parametrize(
-    "name, shape, kwargs", CASES + [pytest.param(*c, marks=more) for c in FURTHER]
-)
+@pytest.mark.parametrize("name, shape, kwargs", cases(CASES, FURTHER))
 def test_parameters_see_every_earlier_dimension_alone(name, shape, kwargs, rng):
     model = tiny(name, shape, 3, scale=2.0, **kwargs)
     seen = sees(model, rng.integers(0, 3, (12, *shape)))
     np.testing.assert_array_equal(seen, earlier(len(seen)))
 
 
-@pytest.mark.parametrize("channels", [3, pytest.param(1, marks=more)])
+@pytest.mark.parametrize("channels", cases([3], [1]))
 def test_pixel_cnn_has_the_known_blind_spot_and_no_other(channels, rng):
     """Its first layer reaches 3 pixels to the right of the row above, and each block
     one more pixel for one more row: beyond this triangle it sees nothing."""
@@ -68,52 +65,11 @@ def test_pixel_cnn_has_the_known_blind_spot_and_no_other(channels, rng):
     np.testing.assert_array_equal(seen, earlier(len(seen)) & ~blind)
 
 
-def row_lstm_context(H, W, first, num_layers):
-    """[pixel, pixel] of the paper's Row LSTM, by following what each part reads: sets
-    of image pixels that each pixel of a map depends on."""
-    pixel = np.arange(H * W).reshape(H, W)
-    r = first // 2
-    now = np.zeros((H, W, H * W), bool)
-    for i, j in np.ndindex(H, W):  # the first layer: mask A of a square
-        now[i, j, pixel[max(i - r, 0) : i, max(j - r, 0) : j + r + 1]] = True
-        now[i, j, pixel[i, max(j - r, 0) : j]] = True
-    for _ in range(num_layers):
-        h = now.copy()  # input to state: the pixel itself and the one to its left
-        h[:, 1:] |= now[:, :-1]
-        for i, j in np.ndindex(H - 1, W):  # state to state: the row above
-            h[i + 1, j] |= h[i, max(j - 1, 0) : j + 2].any(0)
-        now = now | h
-    return now.reshape(H * W, H * W)
-
-
-FURTHER = [(1, n, first) for n in (1, 2) for first in (3, 7)]
-
-
-@pytest.mark.parametrize(
-    "channels, num_layers, first",
-    [(3, 2, 3), *(pytest.param(*c, marks=more) for c in FURTHER)],
-)
-def test_row_lstm_sees_its_triangle_alone(channels, num_layers, first, rng):
-    shape = H, W, C = (4, 10, 1) if channels == 1 else (3, 7, 3)
-    model = tiny(
-        "row-lstm", shape, units=48, num_layers=num_layers, first_kernel_size=first
-    )
-    seen = sees(model, rng.integers(0, 2, (16, *shape)))
-    pixels = row_lstm_context(H, W, first, num_layers)
-    assert not np.array_equal(pixels, earlier(H * W))
-    expected = np.kron(pixels, np.ones((C, C), bool))
-    expected |= np.kron(np.eye(H * W, dtype=bool), earlier(C))
-    np.testing.assert_array_equal(seen, expected)
-
-
 FURTHER = [((8, 8, 1), 2, 3), ((7, 5, 1), 2, 1), ((5, 7, 1), 4, 3)]
 FURTHER += [((1, 6, 1), 2, 2), ((6, 1, 3), 4, 3)]
 
 
-@pytest.mark.parametrize(
-    "shape, levels, R",
-    [((7, 5, 3), 4, 2), *(pytest.param(*c, marks=more) for c in FURTHER)],
-)
+@pytest.mark.parametrize("shape, levels, R", cases([((7, 5, 3), 4, 2)], FURTHER))
 def test_pixel_cnn_pp_sees_earlier_pixels_alone(shape, levels, R, rng):
     """Of odd sizes and several resolutions: halved maps carry nothing of an odd row to
     the row itself, and not all of the one above."""
@@ -129,18 +85,14 @@ def test_pixel_cnn_pp_sees_earlier_pixels_alone(shape, levels, R, rng):
     assert blind[expected].mean() < 0.02
 
 
-@pytest.mark.parametrize(
-    "name, kwargs",
-    [
-        ("made-ensemble", {"ordering": "random"}),
-        ("made", {"hidden_units": (9, 9), "direct": False, "activation": "tanh"}),
-        pytest.param("made-ensemble", {"ordering": "raster"}, marks=more),
-    ],
-)
+PLAIN = {"hidden_units": (9, 9), "direct": False, "activation": "tanh"}
+CASES = [("made-ensemble", {"ordering": "random"}), ("made", PLAIN)]
+
+
+@pytest.mark.parametrize("name, kwargs", cases(CASES, [("made-ensemble", {})]))
 def test_each_mask_of_made_sees_what_is_before_in_order(name, kwargs, rng):
-    shape = (3, 1, 3)
-    model = tiny(name, shape, **kwargs)
-    images = rng.integers(0, 2, (8, *shape))
+    model = tiny(name, (3, 1, 3), **kwargs)
+    images = rng.integers(0, 2, (8, 3, 1, 3))
     for m, order in enumerate(model.degrees[0]):
         seen = sees(model, images, mask=m)
         np.testing.assert_array_equal(seen, order[:, None] > order)

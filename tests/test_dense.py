@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 from scipy.special import expit, logsumexp
-from zoo import new, numpy, tensor, tiny
+from zoo import assert_same, cases, new, numpy, tensor, tiny
 
 from kgen.layers import MaskedDense
 from kgen.layers.masked_dense import mask_degrees
@@ -14,16 +14,14 @@ from kgen.models import MADE, nade
 
 pytestmark = pytest.mark.portable
 
-more = pytest.mark.exhaustive
 # shape, levels, num_classes
 PLAIN, CONDITIONAL = ((2, 5, 1), 2, None), ((3, 1, 3), 4, 3)
-CASES = [CONDITIONAL, pytest.param(*PLAIN, marks=more)]
+CASES = cases([CONDITIONAL], [PLAIN])
 B = 20
 
 
 def weights(model):
-    """Weights as float64, in the order of `trainable_variables`."""
-    return [numpy(v).astype("float64") for v in model.trainable_variables]
+    return [numpy(v) for v in model.trainable_variables]
 
 
 def data(rng, model):
@@ -32,9 +30,9 @@ def data(rng, model):
     return x, rng.integers(0, model.num_classes, B) if model.num_classes else None
 
 
-def logits(model, *args, **kwargs):
+def logits(model, *args):
     """By dimension: (B, D, P)."""
-    return numpy(model.logits(*args, **kwargs)).reshape(B, model.num_dims, -1)
+    return numpy(model.logits(*args)).reshape(B, model.num_dims, -1)
 
 
 @pytest.mark.parametrize("shape, levels, classes", CASES)
@@ -42,14 +40,13 @@ def test_fvbn_is_a_regression_for_each_dimension(rng, shape, levels, classes):
     model = tiny("fvbn", shape, levels, classes)
     x, labels = data(rng, model)
     U, b, *label_weights = weights(model)
-    D = model.num_dims
-    v, U, b = x.reshape(B, D) / (levels - 1), U.reshape(D, D, -1), b.reshape(D, -1)
-    params = logits(model, x, labels)
-    for d in range(D):
-        expected = b[d] + v[:, :d] @ U[:d, d]
-        if classes:
-            expected = expected + label_weights[0].reshape(classes, D, -1)[labels, d]
-        np.testing.assert_allclose(params[:, d], expected, atol=1e-5)
+    D, v = model.num_dims, x.reshape(B, -1) / (levels - 1)
+    below = np.triu(np.ones((D, D)), 1)[..., None]
+    expected = np.einsum("bi,idp->bdp", v, U.reshape(D, D, -1) * below)
+    expected = expected + b.reshape(D, -1)
+    if classes:
+        expected = expected + label_weights[0].reshape(classes, D, -1)[labels]
+    np.testing.assert_allclose(logits(model, x, labels), expected, atol=1e-5)
 
 
 def test_fvbn_begins_at_the_uniform_distribution(rng):
@@ -58,14 +55,10 @@ def test_fvbn_begins_at_the_uniform_distribution(rng):
     np.testing.assert_allclose(log_p, -9 * np.log(2), rtol=1e-6)
 
 
+# Blocks of 4: several, the last of which is not full
 @pytest.mark.parametrize(
     "shape, levels, classes, block",
-    [
-        (*PLAIN, 4),  # several blocks, the last of which is not full
-        (*CONDITIONAL, 100),
-        pytest.param(*PLAIN, 100, marks=more),
-        pytest.param(*CONDITIONAL, 4, marks=more),
-    ],
+    cases([(*PLAIN, 4), (*CONDITIONAL, 100)], [(*PLAIN, 100), (*CONDITIONAL, 4)]),
 )
 def test_nade_is_the_papers_loop(rng, monkeypatch, shape, levels, classes, block):
     monkeypatch.setattr(nade, "_BLOCK", block)
@@ -86,18 +79,6 @@ def test_nade_is_the_papers_loop(rng, monkeypatch, shape, levels, classes, block
 # MADE's masks
 
 
-def masks_of(degrees, m, params_per_dim):
-    """The masks one entry at a time, as in eqs. 12 and 13 of the paper."""
-    inputs, *hidden = [list(table[m]) for table in degrees]
-    outputs = np.repeat(inputs, params_per_dim)
-    masks = []
-    for below, above in zip([inputs, *hidden[:-1]], hidden, strict=True):
-        masks.append([[float(j <= k) for k in above] for j in below])
-    for below in (hidden[-1], inputs):
-        masks.append([[float(j < k) for k in outputs] for j in below])
-    return [np.array(mask) for mask in masks]
-
-
 @pytest.mark.parametrize("shape, levels, classes", CASES)
 def test_made_is_an_ensemble_of_masked_autoencoders(rng, shape, levels, classes):
     model = tiny("made-ensemble", shape, levels, classes, ordering="random")
@@ -105,19 +86,17 @@ def test_made_is_an_ensemble_of_masked_autoencoders(rng, shape, levels, classes)
     W1, b1, W2, b2, V, c, A, *label_weights = weights(model)
     added = [w[labels] for w in label_weights] or [0.0] * 3
     v, log_p = x.reshape(B, -1) / (levels - 1), []
-    for m in range(3):
-        M1, M2, MV, MA = masks_of(model.degrees, m, model.params_per_dim)
-        h = np.maximum(0, v @ (W1 * M1) + b1 + added[0])
-        h = np.maximum(0, h @ (W2 * M2) + b2 + added[1])
-        expected = h @ (V * MV) + c + v @ (A * MA) + added[2]
-        params = logits(model, x, labels, mask=m)
+    at_most, less = np.less_equal.outer, np.less.outer  # eqs. 12 and 13 of the paper
+    for m, (inputs, first, second) in enumerate(zip(*model.degrees, strict=True)):
+        outputs = np.repeat(inputs, model.params_per_dim)
+        h = np.maximum(0, v @ (W1 * at_most(inputs, first)) + b1 + added[0])
+        h = np.maximum(0, h @ (W2 * at_most(first, second)) + b2 + added[1])
+        expected = h @ (V * less(second, outputs)) + c + added[2]
+        expected = expected + v @ (A * less(inputs, outputs))
+        params = numpy(model.logits(x, labels, mask=m))
         np.testing.assert_allclose(params.reshape(B, -1), expected, atol=2e-5)
-        params = expected.reshape(params.shape)
-        if levels == 2:  # logits of 0 and 1
-            params = np.concatenate([np.zeros_like(params), params], -1)
-        log_p_x = params - logsumexp(params, -1, keepdims=True)
-        chosen = np.take_along_axis(log_p_x, x.reshape(B, -1, 1).astype(int), -1)
-        log_p.append(chosen.sum((1, 2)))
+        expected = tensor(expected.reshape(params.shape))
+        log_p.append(numpy(model.likelihood.log_prob(expected, x)))
     average = logsumexp(log_p, 0) - np.log(3)  # of likelihoods
     np.testing.assert_allclose(numpy(model.log_prob(x, labels)), average, rtol=1e-5)
     assert np.std(log_p, 0).min() > 1e-3  # masks differ
@@ -148,44 +127,36 @@ def test_degrees_of_a_seed_never_change():
     assert hidden.tolist() == [[1, 1, 1, 2], [3, 2, 4, 3]]
 
 
-@pytest.mark.parametrize("direct", [True, pytest.param(False, marks=more)])
+@pytest.mark.parametrize("direct", cases([True], [False]))
 def test_each_image_is_sampled_in_the_order_of_its_mask(rng, direct):
     sizes = {"ordering": "random", "num_masks": 4, "direct": direct}
     model = tiny("made-ensemble", (2, 3, 1), **sizes)
     masks = (np.arange(B) % 4).astype("int32")
     u = tensor(rng.uniform(size=(B, 2, 3, 1)))
     x = ops.zeros(u.shape, "int32")
-    sampled = numpy(model.fill(x, u, 0, None, 1.0, tensor(masks, "int32")))
-    for m, order in enumerate(np.argsort(model.degrees[0], -1)):
-        x = np.zeros((B, 6), "int32")
-        for d in order:
-            params = model.logits(x.reshape(u.shape), mask=m)
-            x[:, d] = numpy(model.likelihood.draw(params, u)).reshape(B, 6)[:, d]
-        np.testing.assert_array_equal(sampled.reshape(B, 6)[masks == m], x[masks == m])
+    x = numpy(model.fill(x, u, 0, None, 1.0, tensor(masks, "int32")))
+    for m in range(4):  # all that is sampled, given what is before it in this order
+        again = numpy(model.likelihood.draw(model.logits(x, mask=m), u))
+        np.testing.assert_array_equal(again[masks == m], x[masks == m])
 
 
 def test_training_takes_the_masks_in_turn(rng, tmp_path):
-    kwargs = {"ordering": "random"}
-    model = tiny("made-ensemble", (2, 2, 1), **kwargs)
+    model = tiny("made-ensemble", (2, 2, 1), ordering="random")
     model.compile(keras.optimizers.SGD(0.0))
     x, _ = data(rng, model)
-    v, expected = x.reshape(B, 4).astype("float64"), []
-    for m in range(3):
-        params = logits(model, x, mask=m)[..., 0]
-        expected.append(-(v * params - np.logaddexp(0, params)).sum(1).mean())
+    log_p = [model.likelihood.log_prob(model.logits(x, mask=m), x) for m in range(3)]
+    expected = [-numpy(each).mean() for each in log_p]
     losses = model.fit(x, batch_size=B, epochs=5, verbose=0).history["nll_nats"]
     np.testing.assert_allclose(losses, (2 * expected)[:5], rtol=1e-5)
-    log_p = numpy(model.log_prob(x))
     evaluated = model.evaluate(x, batch_size=B, verbose=0)["nll_nats"]
-    np.testing.assert_allclose(evaluated, -log_p.mean(), rtol=1e-5)
+    assert evaluated == pytest.approx(-numpy(model.log_prob(x)).mean(), rel=1e-5)
     model.predict(x, verbose=0)
     model.sample(2, verbose=0)
     assert int(numpy(model.next_mask)) == 2  # five steps of three masks
 
     model.save_weights(tmp_path / "made.weights.h5")
     again = MADE.from_config(model.get_config())
-    for table, loaded in zip(model.degrees, again.degrees, strict=True):
-        np.testing.assert_array_equal(table, loaded)
+    assert_same(model.degrees, again.degrees)
     again.load_weights(tmp_path / "made.weights.h5")
     again.compile(keras.optimizers.SGD(0.0))
     losses = again.fit(x, batch_size=B, epochs=2, verbose=0).history["nll_nats"]

@@ -10,16 +10,8 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
-from keras.callbacks import (
-    CSVLogger,
-    EarlyStopping,
-    ModelCheckpoint,
-    ReduceLROnPlateau,
-    TensorBoard,
-    TerminateOnNaN,
-)
 from PIL import Image
-from zoo import CLASSES, LEVELS, MODELS, SHAPE, assert_same, inputs, new, numpy
+from zoo import CLASSES, LEVELS, MODELS, SHAPE, assert_same, cases, inputs, new, numpy
 
 import kgen
 from kgen.data import Batches
@@ -27,39 +19,14 @@ from kgen.data import Batches
 EPOCHS, HALF, BATCH = 3, 2, 64  # one batch size: one trace of each function
 
 
-class Copy(keras.callbacks.Callback):
-    """The backup as a run that is interrupted in epoch 2 leaves it."""
-
-    def __init__(self, folder):
-        super().__init__()
-        self.folder = folder
-
-    def on_epoch_begin(self, epoch, logs=None):
-        if epoch == HALF:
-            shutil.copytree(self.folder / "keras", self.folder / "interrupted-keras")
-
-    def on_train_batch_end(self, batch, logs=None):
-        if (self.folder / "interrupted-keras").exists() and batch == 0:
-            shutil.copytree(self.folder / "kgen", self.folder / "interrupted-kgen")
-
-
-def compiled(model):
-    model.compile(keras.optimizers.Adam(1e-2))
-    return model
-
-
 def fit(run, model, *callbacks, **kwargs):
-    batches = Batches(*run.data, batch_size=BATCH, seed=3)
-    return model.fit(
-        batches, epochs=EPOCHS, verbose=0, callbacks=[*callbacks], **kwargs
-    ).history
+    model.compile(keras.optimizers.Adam(1e-2))
+    kwargs |= {"epochs": EPOCHS, "verbose": 0, "callbacks": [*callbacks]}
+    return model.fit(Batches(*run.data, batch_size=BATCH, seed=3), **kwargs).history
 
 
 SIMILAR = ("made", "vae-conv")  # MADE with one mask; a VAE with other default networks
-VARIANTS = [
-    pytest.param(name, marks=pytest.mark.exhaustive) if name in SIMILAR else name
-    for name in MODELS
-]
+VARIANTS = cases([name for name in MODELS if name not in SIMILAR], SIMILAR)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -70,23 +37,29 @@ def run(request, digits, digit_labels, tmp_path_factory):
     model = new(request.param)
     data = inputs(model, digits[: 2 * BATCH], digit_labels[: 2 * BATCH])
     held_out = inputs(model, digits[-BATCH:], digit_labels[-BATCH:])
-    run = SimpleNamespace(
-        name=request.param, model=model, folder=folder, data=data, held_out=held_out
-    )
+    run = SimpleNamespace(model=model, folder=folder, data=data, held_out=held_out)
+    run.name = request.param
     run.first_config = keras.saving.serialize_keras_object(model)
+
+    def interrupt(epoch, logs):
+        """Keeps the backups as they are just before that of epoch 2."""
+        if epoch == HALF:
+            shutil.copytree(folder / "backups", folder / "interrupted")
+
+    theirs, keep = keras.callbacks, {"delete_checkpoint": False}
     callbacks = [
-        kgen.callbacks.BackupAndRestore(folder / "kgen", delete_checkpoint=False),
-        keras.callbacks.BackupAndRestore(folder / "keras", delete_checkpoint=False),
-        EarlyStopping(patience=50),
-        ModelCheckpoint(folder / "best.keras", save_best_only=True),
-        ModelCheckpoint(folder / "{epoch}.weights.h5", save_weights_only=True),
-        TensorBoard(folder / "tensorboard", histogram_freq=1),
-        CSVLogger(folder / "log.csv"),
-        ReduceLROnPlateau(patience=50),
-        TerminateOnNaN(),
+        theirs.LambdaCallback(on_epoch_end=interrupt),
+        kgen.callbacks.BackupAndRestore(folder / "backups" / "kgen", **keep),
+        theirs.BackupAndRestore(folder / "backups" / "keras", **keep),
+        theirs.EarlyStopping(patience=50),
+        theirs.ModelCheckpoint(folder / "best.keras", save_best_only=True),
+        theirs.ModelCheckpoint(folder / "{epoch}.weights.h5", save_weights_only=True),
+        theirs.TensorBoard(folder / "tensorboard", histogram_freq=1),
+        theirs.CSVLogger(folder / "log.csv"),
+        theirs.ReduceLROnPlateau(patience=50),
+        theirs.TerminateOnNaN(),
         kgen.callbacks.SampleGrid(folder / "samples", n=6),
         kgen.callbacks.Progress(["loss"]),
-        Copy(folder),
     ]
     if hasattr(model, "reconstruct"):
         images, labels = (*held_out, None)[:2]
@@ -94,7 +67,7 @@ def run(request, digits, digit_labels, tmp_path_factory):
         callbacks.append(grid)
     validation = held_out if len(held_out) > 1 else held_out[0]
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        run.logs = fit(run, compiled(model), *callbacks, validation_data=validation)
+        run.logs = fit(run, model, *callbacks, validation_data=validation)
     run.printed = printed.getvalue()
     return run
 
@@ -115,6 +88,7 @@ def test_config_round_trip_is_json(run):
 def test_keras_callbacks_work_unmodified(run):
     losses = run.logs["val_loss"]
     assert len(losses) == EPOCHS and np.all(np.isfinite(losses))
+    assert run.name.startswith("gan") or losses[-1] < losses[0]
     assert (run.folder / f"{EPOCHS}.weights.h5").exists()
     assert list((run.folder / "tensorboard").rglob("*events*"))
     assert len((run.folder / "log.csv").read_text().splitlines()) == EPOCHS + 1
@@ -158,27 +132,18 @@ def test_presets_restore_weights(run, tmp_path):
     assert metadata["parameter_count"] == model.count_params()
     assert_same(model, kgen.models.GenerativeModel.from_preset(folder))
     initial = type(model).from_preset(folder, load_weights=False)
-    assert any(
-        np.any(numpy(a) != numpy(b))
-        for a, b in zip(initial.weights, model.weights, strict=True)
-    )
+    pairs = zip(initial.weights, model.weights, strict=True)
+    assert any(np.any(numpy(a) != numpy(b)) for a, b in pairs)
 
 
-BACKUPS = {
-    "kgen": kgen.callbacks.BackupAndRestore,
-    "keras": keras.callbacks.BackupAndRestore,
-}
-
-
-@pytest.mark.parametrize(
-    "kind", ["kgen", pytest.param("keras", marks=pytest.mark.exhaustive)]
-)
-def test_resumed_run_equals_uninterrupted(kind, run):
+@pytest.mark.parametrize("package", cases([kgen], [keras]))
+def test_resumed_run_equals_uninterrupted(package, run):
     """Order of batches, noise, moments: 2 epochs and 1 in two models equal 3 in one."""
     resumed = type(run.model).from_config(run.model.get_config())
     keras.utils.set_random_seed(77)
-    backup = BACKUPS[kind](run.folder / f"interrupted-{kind}", delete_checkpoint=False)
-    logs = fit(run, compiled(resumed), backup)
+    folder = run.folder / "interrupted" / package.__name__
+    backup = package.callbacks.BackupAndRestore(folder, delete_checkpoint=False)
+    logs = fit(run, resumed, backup)
     assert len(logs["loss"]) == EPOCHS - HALF
     # TensorFlow sums in another order from run to run when cores are busy
     assert_same(run.model, resumed, atol=2e-5)
@@ -187,12 +152,14 @@ def test_resumed_run_equals_uninterrupted(kind, run):
     assert np.mean(different) < 0.02  # ties within rounding
 
 
-def test_predict_returns_parameters_or_logits(run):
-    x = run.held_out[0] if len(run.held_out) == 1 else run.held_out
+def test_predict_returns_parameters_or_logits_as_call(run):
+    data, few = run.held_out, tuple(a[:3] for a in run.held_out)
+    x, some = (data, few) if len(data) > 1 else (data[0], few[0])
     out = run.model.predict(x, batch_size=BATCH, verbose=0)
     maps = out.ndim > 1  # logits of a GAN are not
-    assert out.shape[:3] == run.held_out[0].shape[: 3 if maps else 1]
+    assert out.shape[:3] == data[0].shape[: 3 if maps else 1]
     assert np.all(np.isfinite(out))
+    np.testing.assert_allclose(numpy(run.model(some)), out[:3], rtol=1e-4, atol=1e-5)
 
 
 def test_samples_are_functions_of_seed_and_label(run):

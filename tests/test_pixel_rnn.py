@@ -3,13 +3,9 @@
 import numpy as np
 import pytest
 from scipy.special import expit
-from zoo import new, numpy, tensor, tiny
-
-from kgen.layers.pixel_lstm import RowLSTMLayer, skewed, unskewed
+from zoo import cases, new, numpy, tiny
 
 pytestmark = pytest.mark.portable
-
-more = pytest.mark.exhaustive
 
 
 def step(sums, c_before):
@@ -43,19 +39,16 @@ def diagonal_lstm(x, K_is, b, K_ss):
 
 
 def weights(layer):
-    """(effective kernel, bias) in float64."""
-    kernel = numpy(layer.effective_kernel()).astype("float64")
-    return kernel, numpy(layer.bias).astype("float64")
+    return numpy(layer.effective_kernel()), numpy(layer.bias)
 
 
-def scan(layer, x, label_bias):
+def scan(name, layer, x, label_bias):
     """The layer from pixel to pixel, on one map (H, W, F)."""
-    K_is, b = weights(layer.from_input)
-    b, h = b + label_bias, layer.units
-    K_ss = [numpy(k).astype("float64").reshape(-1, h, 4 * h) for k in layer.from_state]
-    if isinstance(layer, RowLSTMLayer):
+    (K_is, b), part = weights(layer.from_input), 4 * layer.units
+    b = b + label_bias
+    K_ss = [numpy(k).reshape(-1, layer.units, part) for k in layer.from_state]
+    if name == "row-lstm":
         return row_lstm(x, K_is[0], b, K_ss[0])
-    part = 4 * h
     out = diagonal_lstm(x, K_is[0, 0, :, :part], b[:part], K_ss[0])
     left = diagonal_lstm(x[:, ::-1], K_is[0, 0, :, part:], b[part:], K_ss[1])
     out[1:] += left[:-1, ::-1]
@@ -64,37 +57,28 @@ def scan(layer, x, label_bias):
 
 SHAPES = [(5, 4, 1), (3, 7, 1), (1, 6, 1), (4, 4, 1), (5, 4, 3), (3, 7, 3), (1, 6, 3)]
 SHAPES += [(6, 1, 3), (4, 4, 3)]
-FURTHER = [(shape, True) for shape in SHAPES] + [((4, 5, 3), False)]
+FURTHER = [*((shape, True) for shape in SHAPES), ((4, 5, 3), False)]
+CASES = cases([((4, 5, 3), True), ((6, 1, 1), True)], FURTHER)
 
 
-@pytest.mark.parametrize(
-    "shape, skip",
-    [
-        ((4, 5, 3), True),
-        ((6, 1, 1), True),
-        *(pytest.param(*case, marks=more) for case in FURTHER),
-    ],
-)
+@pytest.mark.parametrize("shape, skip", CASES)
 @pytest.mark.parametrize("name", ["row-lstm", "diagonal"])
 def test_networks_are_those_of_the_paper(name, shape, skip, rng):
-    (H, W, _), r = shape, 1
+    (H, W, _), r, extra = shape, 1, int(name == "diagonal")
     sizes = {"num_layers": 2, "first_kernel_size": 3, "skip_connections": skip}
     model = tiny(name, shape, 4, 2, **sizes)
     again = type(model).from_config(model.get_config())
     assert len(again.skips) == len(model.skips) == 2 * skip
-    x = rng.integers(0, 4, (2, *shape)).astype("uint8")
-    labels = np.array([1, 0])
-    label_biases = [numpy(dense.kernel).astype("float64") for dense in model.of_label]
+    x, labels = rng.integers(0, 4, (2, *shape)).astype("uint8"), np.array([1, 0])
+    label_biases = [numpy(dense.kernel) for dense in model.of_label]
     first, bias = weights(model.first)
 
     def pointwise(layer, x):
         kernel, bias = weights(layer)
         return x @ kernel[0, 0] + bias
 
-    extra = 1 if name == "diagonal" else 0
-    for image, label, out in zip(
-        x / 3.0, labels, numpy(model.logits(x, labels)), strict=True
-    ):
+    outputs = numpy(model.logits(x, labels))
+    for image, label, out in zip(x / 3.0, labels, outputs, strict=True):
         image = np.pad(image, ((r, 0), (r, r + extra), (0, 0)))
         now = np.zeros((H, W + extra, 12)) + bias + label_biases[0][label]
         for i, j in np.ndindex(*now.shape[:2]):
@@ -102,7 +86,7 @@ def test_networks_are_those_of_the_paper(name, shape, skip, rng):
             now[i, j] += np.einsum("rcf,rcfg->g", window, first)
         skipped = 0.0
         for n, (layer, up) in enumerate(zip(model.scans, model.ups, strict=True)):
-            h = scan(layer, now, label_biases[1 + n][label])
+            h = scan(name, layer, now, label_biases[1 + n][label])
             now = now + pointwise(up, h)
             if skip:
                 skipped = skipped + pointwise(model.skips[n], h)
@@ -110,20 +94,6 @@ def test_networks_are_those_of_the_paper(name, shape, skip, rng):
         for layer in model.head:
             now = pointwise(layer, np.maximum(now, 0))
         np.testing.assert_allclose(out, now, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "H, W",
-    [(5, 4), *(pytest.param(*s, marks=more) for s in ((3, 7), (1, 6), (6, 1), (4, 4)))],
-)
-def test_skewing_moves_row_i_by_i(H, W, rng):
-    x = rng.normal(size=(2, H, W, 3)).astype("float32")
-    out = numpy(skewed(tensor(x)))
-    expected = np.zeros((2, H, H + W - 1, 3))
-    for i in range(H):
-        expected[:, i, i : i + W] = x[:, i]
-    np.testing.assert_array_equal(out, expected)
-    np.testing.assert_array_equal(numpy(unskewed(tensor(out), W)), x)
 
 
 @pytest.mark.parametrize("name", ["row-lstm", "diagonal"])

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 from keras import layers, ops
 from scipy import stats
 
@@ -245,3 +246,12 @@ def derivative(fn, x):
     model = keras.Sequential()  # the backends carry a model's state along
     slopes = functools.partial(backend.input_gradient, model, fn)
     return numpy(backend.compiled(model, slopes, gradients=True)(tensor(x)))
+
+
+# Parameters of tests
+
+
+def cases(default, further):
+    """The cases of a test, and further ones that `make test-all` alone runs."""
+    more = [c if isinstance(c, tuple) else (c,) for c in further if c not in default]
+    return [*default, *(pytest.param(*c, marks=pytest.mark.exhaustive) for c in more)]
