@@ -1,15 +1,20 @@
-"""Run by test_gan: the second half of a training run, in a new process.
+"""Run by test_gan and test_resume, which train the same models in their own process.
 
-python resume_child.py model.keras state.npz
+python resume_child.py model.keras state.npz     the second half of a training run
+python resume_child.py case folder save_freq     a run with backups, until it is
+                                                 killed; prints a line for each batch
 """
 
 import sys
+import time
 
 import keras
 import numpy as np
+import zoo
 from keras import layers
 from sklearn.datasets import load_digits
 
+from kgen.callbacks import BackupAndRestore
 from kgen.data import Batches
 from kgen.layers import SpectralNorm
 from kgen.models import GAN
@@ -20,12 +25,23 @@ CASES = {
     "dcgan": {"ema": 0.9, "num_classes": 10},
     "critic": {"architecture": "infogan", "loss": "wasserstein", "ema": 0.9},
     "spectral": {"spectral_norm": True, "loss": "hinge", "r1_penalty": 0.1},
-    "mlp": {"architecture": "mlp", "loss": "minimax"},  # dropout
+    "mlp": {"architecture": "mlp", "loss": "minimax", "ema": 0.9},  # dropout
 }
 
 
 def new(case):
     keras.utils.set_random_seed(4)
+    rate = keras.optimizers.schedules.CosineDecay(1e-2, 20)
+    if case == "pixel-cnn":  # two levels: binarized anew in each epoch
+        model = zoo.new(case, levels=2, num_blocks=1)
+        model.compile(
+            keras.optimizers.Adam(rate, use_ema=True, gradient_accumulation_steps=2)
+        )
+        return model
+    if case == "vae":
+        model = zoo.new(case)
+        model.compile(keras.optimizers.Adam(rate, clipnorm=100.0, weight_decay=1e-3))
+        return model
     arguments = CASES[case]
     if case == "all":  # what layers can keep: seeds, power iterations, statistics
         network = [layers.Input((8, 8, 1)), layers.Flatten()]
@@ -41,18 +57,31 @@ def new(case):
     return model
 
 
-def train(model, first, last):
-    digits = load_digits()
-    x, y = digits.images[:96].astype("uint8")[..., None], digits.target[:96]
-    data = Batches(x, y.astype("int32"), batch_size=32, seed=3)
-    model.fit(data, initial_epoch=first, epochs=last, verbose=0)
+def train(model, first=0, last=EPOCHS, batches=3, callbacks=()):
+    """The metrics of the last epoch."""
+    digits, n = load_digits(), 32 * batches
+    x, y = digits.images[:n].astype("uint8")[..., None], digits.target[:n]
+    how = {"binarize": model.levels == 2, "source_levels": 17, "seed": 3}
+    data = Batches(x, y if model.num_classes else None, 32, **how)
+    how = {"initial_epoch": first, "epochs": last, "callbacks": [*callbacks]}
+    return {k: v[-1] for k, v in model.fit(data, verbose=0, **how).history.items()}
+
+
+def variables(model):
+    """Weights, seed generators, moments: all that training continues from."""
+    return model.variables + model.optimizer.variables
 
 
 def state(model):
-    """Weights, moments, seeds, all that training continues from; and samples."""
-    variables = model.variables + model.optimizer.variables
-    arrays = [keras.ops.convert_to_numpy(v) for v in variables]
-    return [*arrays, model.sample(8, seed=0), model.sample(8)]
+    """The values of the variables, and samples."""
+    values = [zoo.numpy(v).copy() for v in variables(model)]
+    return [*values, model.sample(8, seed=0), model.sample(8)]
+
+
+class Lines(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        print("batch", flush=True)
+        time.sleep(0.02)  # the time to kill it in
 
 
 if __name__ == "__main__":
@@ -61,6 +90,15 @@ if __name__ == "__main__":
 
         torch.set_num_threads(1)
     keras.utils.set_random_seed(99)  # another process has other global seeds
-    model = keras.models.load_model(sys.argv[1])
-    train(model, HALF, EPOCHS)
-    np.savez(sys.argv[2], *state(model))
+    if len(sys.argv) == 3:
+        model = keras.models.load_model(sys.argv[1])
+        train(model, HALF)
+        np.savez(sys.argv[2], *state(model))
+    else:
+        case, folder, save_freq = sys.argv[1:]
+        save_freq = save_freq if save_freq == "epoch" else int(save_freq)
+        train(
+            new(case),
+            batches=5,
+            callbacks=[BackupAndRestore(folder, save_freq), Lines()],
+        )
