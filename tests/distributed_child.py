@@ -49,18 +49,11 @@ def gan():
     """All that a step has, but what is of a device's part of the batch: batch
     statistics and Dropout."""
     generator = [layers.Input((3,)), layers.Dense(64, activation="sigmoid")]
-    return kgen.models.GAN(
-        zoo.SHAPE,
-        zoo.LEVELS,
-        latent_dim=3,
-        width=4,
-        architecture="infogan",
-        loss="wasserstein",
-        gradient_penalty=1.0,
-        spectral_norm=True,
-        ema=0.5,
-        generator=keras.Sequential([*generator, layers.Reshape(zoo.SHAPE)]),
-    )
+    generator = keras.Sequential([*generator, layers.Reshape(zoo.SHAPE)])
+    network = {"architecture": "infogan", "width": 4, "spectral_norm": True}
+    network |= {"generator": generator, "latent_dim": 3, "ema": 0.5}
+    loss = {"loss": "wasserstein", "gradient_penalty": 1.0}
+    return kgen.models.GAN(zoo.SHAPE, zoo.LEVELS, **network, **loss)
 
 
 def compiled(name, rank):

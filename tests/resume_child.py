@@ -27,20 +27,19 @@ CASES = {
     "spectral": {"spectral_norm": True, "loss": "hinge", "r1_penalty": 0.1},
     "mlp": {"architecture": "mlp", "loss": "minimax", "ema": 0.9},  # dropout
 }
+RULES = {  # of models whose run is killed; of two levels: binarized anew in each epoch
+    "pixel-cnn": {"use_ema": True, "gradient_accumulation_steps": 2},
+    "vae": {"clipnorm": 100.0, "weight_decay": 1e-3},
+}
 
 
 def new(case):
     keras.utils.set_random_seed(4)
-    rate = keras.optimizers.schedules.CosineDecay(1e-2, 20)
-    if case == "pixel-cnn":  # two levels: binarized anew in each epoch
-        model = zoo.new(case, levels=2, num_blocks=1)
-        model.compile(
-            keras.optimizers.Adam(rate, use_ema=True, gradient_accumulation_steps=2)
-        )
-        return model
-    if case == "vae":
-        model = zoo.new(case)
-        model.compile(keras.optimizers.Adam(rate, clipnorm=100.0, weight_decay=1e-3))
+    if case in RULES:
+        options = {"levels": 2, "num_blocks": 1} if case == "pixel-cnn" else {}
+        model = zoo.new(case, **options)
+        rate = keras.optimizers.schedules.CosineDecay(1e-2, 20)
+        model.compile(keras.optimizers.Adam(rate, **RULES[case]))
         return model
     arguments = CASES[case]
     if case == "all":  # what layers can keep: seeds, power iterations, statistics
@@ -72,10 +71,13 @@ def variables(model):
     return model.variables + model.optimizer.variables
 
 
+def values(model):
+    return [zoo.numpy(v).copy() for v in variables(model)]
+
+
 def state(model):
-    """The values of the variables, and samples."""
-    values = [zoo.numpy(v).copy() for v in variables(model)]
-    return [*values, model.sample(8, seed=0), model.sample(8)]
+    """Values, and samples."""
+    return [*values(model), model.sample(8, seed=0), model.sample(8)]
 
 
 class Lines(keras.callbacks.Callback):

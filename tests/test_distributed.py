@@ -93,11 +93,3 @@ def test_shares_of_a_batch_make_up_the_batch(digits, digit_labels):
     assert sizes == [11, 11, 10] and len(parts[0]) == len(data)
     with pytest.raises(ValueError, match="4 images for 5 processes"):
         Share(data, 0, 5)[3]
-
-
-@pytest.mark.once
-def test_last_smaller_batch_can_be_left_out(digits):
-    data = Batches(digits[:100], batch_size=32, drop_remainder=True)
-    assert len(data) == 3 and all(len(data[i]) == 32 for i in range(3))
-    with pytest.raises(ValueError, match="leaves no batch of 20 images"):
-        Batches(digits[:20], batch_size=32, drop_remainder=True)
