@@ -72,9 +72,9 @@ def fit(model, folder, rank, epochs):
     held = kgen.data.Batches(X[: n - 90], batch_size=32, shuffle=False)
     grid = SampleGrid(f"{folder}_{rank}", n=4, every=2)
     keep = BackupAndRestore(f"{folder}_backup", delete_checkpoint=False)
-    how = {"epochs": epochs, "verbose": 0, "callbacks": [grid, keep]}
+    options = {"epochs": epochs, "verbose": 0, "callbacks": [grid, keep]}
     data = kgen.data.Batches(X[:n], batch_size=32, seed=1)
-    return model.fit(data, validation_data=held, **how).history
+    return model.fit(data, validation_data=held, **options).history
 
 
 def train(name, folder, rank=0, engine=None):

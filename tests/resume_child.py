@@ -60,10 +60,10 @@ def train(model, first=0, last=EPOCHS, batches=3, callbacks=()):
     """The metrics of the last epoch."""
     digits, n = load_digits(), 32 * batches
     x, y = digits.images[:n].astype("uint8")[..., None], digits.target[:n]
-    how = {"binarize": model.levels == 2, "source_levels": 17, "seed": 3}
-    data = Batches(x, y if model.num_classes else None, 32, **how)
-    how = {"initial_epoch": first, "epochs": last, "callbacks": [*callbacks]}
-    return {k: v[-1] for k, v in model.fit(data, verbose=0, **how).history.items()}
+    binary = model.levels == 2
+    data = Batches(x, y, 32, binarize=binary, source_levels=17, seed=3)
+    options = {"initial_epoch": first, "epochs": last, "callbacks": [*callbacks]}
+    return {k: v[-1] for k, v in model.fit(data, verbose=0, **options).history.items()}
 
 
 def variables(model):

@@ -161,7 +161,7 @@ def test_batches_are_functions_of_seed_epoch_and_index(binarize):
 @pytest.mark.parametrize("levels", [17, 256])
 def test_static_binarization_repeats_and_is_bernoulli(levels):
     """A pixel is 1 with probability level / (levels - 1)."""
-    ramp = np.arange(400 * 256, dtype=np.uint16).reshape(400, 16, 16) % 256
+    ramp = np.tile(np.arange(256), 400).reshape(400, 16, 16)
     source = "digits" if levels == 17 else ramp
     gray = data.load(source).train
     loaded = [data.load(source, binarize="static", seed=s) for s in (*range(8), 3)]
