@@ -19,9 +19,8 @@ def join(engine, rank, port, other):
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     elif engine == "workers" and backend == "tensorflow":
-        workers = [f"127.0.0.1:{p}" for p in (port, other)]
+        cluster = {"worker": [f"127.0.0.1:{p}" for p in (port, other)]}
         task = {"type": "worker", "index": rank}
-        cluster = {"worker": workers}
         os.environ["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": task})
     elif engine == "workers":
         os.environ["KERAS_DISTRIBUTION_JOB_ADDRESSES"] = f"127.0.0.1:{port}"
@@ -43,7 +42,6 @@ from sklearn.datasets import load_digits  # noqa: E402
 import kgen  # noqa: E402
 from kgen.callbacks import BackupAndRestore, SampleGrid  # noqa: E402
 
-SHAPE, LEVELS = (8, 8, 1), 17
 X = load_digits().images[:142].astype("uint8")[..., None]
 
 
@@ -51,18 +49,11 @@ def gan():
     """All that a step has, but what is of a device's part of the batch: batch
     statistics and Dropout."""
     generator = [layers.Input((3,)), layers.Dense(64, activation="sigmoid")]
-    return kgen.models.GAN(
-        SHAPE,
-        LEVELS,
-        latent_dim=3,
-        width=4,
-        architecture="infogan",
-        loss="wasserstein",
-        gradient_penalty=1.0,
-        spectral_norm=True,
-        ema=0.5,
-        generator=keras.Sequential([*generator, layers.Reshape(SHAPE)]),
-    )
+    generator = keras.Sequential([*generator, layers.Reshape(zoo.SHAPE)])
+    network = {"architecture": "infogan", "width": 4, "spectral_norm": True}
+    network |= {"generator": generator, "latent_dim": 3, "ema": 0.5}
+    loss = {"loss": "wasserstein", "gradient_penalty": 1.0}
+    return kgen.models.GAN(zoo.SHAPE, zoo.LEVELS, **network, **loss)
 
 
 def compiled(name, rank):
@@ -79,16 +70,11 @@ def fit(model, folder, rank, epochs):
     # 32, 32, 32, 32 and 13 images: a half has 7, the other 6, but where JAX divides
     n = 140 if kgen.backend.name == "jax" else 141
     held = kgen.data.Batches(X[: n - 90], batch_size=32, shuffle=False)
-    return model.fit(
-        kgen.data.Batches(X[:n], batch_size=32, seed=1),
-        validation_data=held,
-        epochs=epochs,
-        verbose=0,
-        callbacks=[
-            SampleGrid(f"{folder}_{rank}", n=4, every=2),
-            BackupAndRestore(f"{folder}_backup", delete_checkpoint=False),
-        ],
-    ).history
+    grid = SampleGrid(f"{folder}_{rank}", n=4, every=2)
+    keep = BackupAndRestore(f"{folder}_backup", delete_checkpoint=False)
+    options = {"epochs": epochs, "verbose": 0, "callbacks": [grid, keep]}
+    data = kgen.data.Batches(X[:n], batch_size=32, seed=1)
+    return model.fit(data, validation_data=held, **options).history
 
 
 def train(name, folder, rank=0, engine=None):
@@ -99,12 +85,11 @@ def train(name, folder, rank=0, engine=None):
         model = compiled(name, rank)
     logs = {k: v[-1] for k, v in fit(model, out / name, rank, 2).items()}
     if name == "vae":  # arrays, of a size that cannot be divided
-        logs |= model.evaluate(X[:51], batch_size=20, verbose=0)
+        options = {"batch_size": 20, "verbose": 0}
+        logs |= model.evaluate(X[:51], **options)
         if engine != "workers":  # TensorFlow's take images alone
-            weight = (np.arange(51) >= 20).astype("float32")  # none of the first batch
-            scores = model.evaluate(
-                X[:51], sample_weight=weight, batch_size=20, verbose=0
-            )
+            options["sample_weight"] = np.float32(np.arange(51) >= 20)  # 0 at first
+            scores = model.evaluate(X[:51], **options)
             logs |= {f"weighted_{k}": v for k, v in scores.items()}
     model.save_weights(out / f"{name}_{rank}.weights.h5")
     if kgen.distribute.process()[0] == 0:

@@ -1,8 +1,8 @@
 """kgen.data on arrays: levels, splits, batches and binarization, exactly."""
 
-import collections
 import itertools
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -29,15 +29,13 @@ def number(images):
 
 def gather(batches):
     """The images, or (images, labels), of all batches as arrays."""
-    batches = [b if isinstance(b, tuple) else (b,) for b in batches]
-    parts = [
-        np.concatenate([np.asarray(x) for x in p]) for p in zip(*batches, strict=True)
-    ]
-    return parts[0] if len(parts) == 1 else tuple(parts)
+    columns = zip(*(b if isinstance(b, tuple) else (b,) for b in batches), strict=True)
+    arrays = tuple(np.concatenate([np.asarray(x) for x in c]) for c in columns)
+    return arrays if len(arrays) > 1 else arrays[0]
 
 
 def multiset(images):
-    return collections.Counter(x.tobytes() for x in np.asarray(images))
+    return Counter(x.tobytes() for x in np.asarray(images))
 
 
 # Levels
@@ -68,49 +66,51 @@ def test_load_quantizes_from_the_source_levels():
 
 def test_arrays_are_resized_and_converted():
     digits = data.load("digits", image_size=16, channels=3)
-    assert digits.image_shape == (16, 16, 3) and digits.levels == 17
-    assert digits.train.max() == 16
+    assert digits.image_shape == (16, 16, 3)
+    assert digits.levels == 17 and digits.train.max() == 16
     np.testing.assert_array_equal(digits.train[..., 0], digits.train[..., 2])
 
 
 # Splits
 
 
-def test_splits_of_digits_are_disjoint_and_fixed():
+def test_splits_of_digits_are_disjoint():
     whole = multiset(load_digits().images.astype(np.uint8)[..., None])
     assert len(whole) == 1797  # no image is there twice
     splits = data.load("digits")
-    parts = [multiset(x) for x in (splits.train, splits.validation, splits.test)]
-    assert [len(p) for p in parts] == [1293, 144, 360]
     assert splits.sizes == {"train": 1293, "validation": 144, "test": 360}
-    assert parts[0] + parts[1] + parts[2] == whole
-    assert splits.image_shape == (8, 8, 1) and splits.train.dtype == np.uint8
-    assert splits.train.max() == 16 and splits.train.min() == 0
-    others = [dict(seed=5), dict(validation=0), dict(validation=400)]
-    others = [data.load("digits", **arguments) for arguments in others]
-    for other in others:
-        np.testing.assert_array_equal(other.test, splits.test)
-    assert others[1].validation is None and len(others[2].validation) == 400
+    parts = [multiset(x) for x in (splits.train, splits.validation, splits.test)]
+    assert [len(p) for p in parts] == list(splits.sizes.values())
+    assert sum(parts, Counter()) == whole
+
+
+@pytest.mark.parametrize("binarize", [None, "static", "dynamic"])
+def test_evaluation_images_depend_on_nothing_else(binarize):
+    base = data.load("digits", binarize=binarize and "static")
+    others = (dict(validation=0), dict(validation=400), dict(seed=9))
+    none, many, seed = (data.load("digits", binarize=binarize, **o) for o in others)
+    for other in (none, many, seed):
+        np.testing.assert_array_equal(other.test, base.test)
+    np.testing.assert_array_equal(seed.validation, base.validation)
+    assert none.validation is None and len(many.validation) == 400
 
 
 def test_array_splits_keep_labels_with_images():
     images = numbered(1000)
     labels = np.arange(1000) // 100  # in order, as many sets come
     splits = data.load((images, labels), labels=True, batch_size=64, validation=100)
+    assert splits.sizes == {"train": 800, "validation": 100, "test": 100}
     seen = {}
-    for name in ("train", "validation", "test"):
+    for name, size in splits.sizes.items():
         x, y = gather(getattr(splits, name))
         np.testing.assert_array_equal(number(x) // 100, y)
-        assert set(y) == set(range(10))  # each split has images of every class
+        assert len(y) == size and set(y) == set(range(10))  # every class
         assert y.dtype == np.int32 and x.dtype == np.uint8
         seen[name] = number(x)
-    assert {k: len(v) for k, v in seen.items()} == splits.sizes
+    assert sorted(np.concatenate(list(seen.values()))) == list(range(1000))
     arrays = data.load(images, validation=100)  # evaluation keeps their order
     for name in ("validation", "test"):
         np.testing.assert_array_equal(seen[name], number(getattr(arrays, name)))
-    assert splits.sizes == {"train": 800, "validation": 100, "test": 100}
-    everything = np.sort(np.concatenate(list(seen.values())))
-    np.testing.assert_array_equal(everything, np.arange(1000))
     assert splits.num_classes == 10 and data.load((images, labels)).num_classes is None
 
 
@@ -130,84 +130,58 @@ def test_batches_without_shuffle_keep_the_order():
     batches = data.Batches(numbered(10), np.arange(10), batch_size=4, shuffle=False)
     assert len(batches) == 3 and [len(x) for x, _ in batches] == [4, 4, 2]
     x, y = gather(batches)
-    np.testing.assert_array_equal(number(x), np.arange(10))
-    np.testing.assert_array_equal(y, np.arange(10))
+    assert number(x).tolist() == y.tolist() == list(range(10))
     with pytest.raises(IndexError, match="expected a batch index in 0..2, got 3"):
         batches[3]
+    batches = data.Batches(numbered(10), batch_size=4, drop_remainder=True)
+    assert len(batches) == 2 and [len(x) for x in batches] == [4, 4]
 
 
-def test_batches_are_functions_of_seed_epoch_and_index():
-    gray = np.full((64, 8, 8, 1), 128, np.uint8)
-
-    def order(seed, epoch):
-        batches = data.Batches(numbered(300), batch_size=32, seed=seed)
-        batches.set_epoch(epoch)
-        return tuple(number(gather(batches)))
-
-    def binary(seed, epoch, i):
-        batches = data.Batches(gray, batch_size=32, binarize=True, seed=seed)
-        batches.set_epoch(epoch)
-        return batches[i].tobytes()
-
-    keys = list(itertools.product((0, 1), (0, 1, 2)))
-    orders = [order(*k) for k in keys]
-    assert all(sorted(o) == list(range(300)) for o in orders)
-    assert len(set(orders)) == 6 and orders == [order(*k) for k in keys]
-    batches = data.Batches(numbered(300), batch_size=32)
-    batches.on_epoch_end()  # the next epoch
-    assert batches.epoch == 1 and tuple(number(gather(batches))) == orders[1]
-    keys = list(itertools.product((0, 1), (0, 1), (0, 1)))
-    images = [binary(*k) for k in keys]
-    assert len(set(images)) == 8
-    assert images[::-1] == [binary(*k) for k in keys[::-1]]  # whatever came before
+@pytest.mark.parametrize("binarize", [False, True])
+def test_batches_are_functions_of_seed_epoch_and_index(binarize):
+    images = np.full((300, 4, 4, 1), 128, "uint8") if binarize else numbered(300)
+    seen = set()
+    for seed, epoch in itertools.product((0, 1), (0, 1, 2)):
+        a, b = (
+            data.Batches(images, None, 100, True, binarize, seed=seed) for _ in "ab"
+        )
+        a.set_epoch(epoch)
+        for _ in range(epoch):
+            b.on_epoch_end()  # the next epoch
+        found = [a[i] for i in range(3)]
+        np.testing.assert_equal(found[::-1], [b[i] for i in (2, 1, 0)])
+        assert binarize or sorted(number(gather(found))) == list(range(300))
+        seen |= {x.tobytes() for x in found}
+    assert len(seen) == 2 * 3 * 3
 
 
 # Binarization
 
 
-def test_static_binarization_repeats_and_is_bernoulli():
-    gray = np.tile(np.arange(17, dtype=np.uint8), (3000, 1)).reshape(3000, 1, 17, 1)
-    gray = gray * 15  # 0, 15, ..., 240
-    loaded = [data.load(gray, binarize="static", seed=seed) for seed in (3, 3, 4)]
-    splits, again, other = loaded
-    assert splits.levels == 2 and set(np.unique(splits.train)) == {0, 1}
-    np.testing.assert_array_equal(splits.train, again.train)
-    assert not np.array_equal(splits.train, other.train)
-    binary = np.concatenate([splits.train, other.train])  # independent
-    p = np.arange(17) * 15 / 255
-    bound = 5 * np.sqrt(p * (1 - p) / len(binary))
-    assert (np.abs(binary.mean((0, 1, 3)) - p) <= bound).all()
-    white = data.load(np.full((50, 2, 2), 255), binarize="static")
-    assert white.train.min() == 1
-
-
-def test_binarization_of_digits_divides_by_17_levels():
-    gray = data.load("digits").train
-    binary = [data.load("digits", binarize="static", seed=s).train for s in range(8)]
-    assert binary[0][gray == 16].min() == 1 and binary[0][gray == 0].max() == 0
-    share = np.mean([x[gray == 8].mean() for x in binary])
-    assert abs(share - 0.5) < 5 * 0.5 / np.sqrt(8 * (gray == 8).sum())
-
-
-def test_binary_evaluation_images_depend_on_nothing_else():
-    base = data.load("digits", binarize="static")
-    for arguments in (dict(validation=0), dict(validation=300), dict(seed=9)):
-        other = data.load("digits", binarize="static", **arguments)
-        np.testing.assert_array_equal(other.test, base.test)
-    dynamic = data.load("digits", binarize="dynamic", seed=7)
-    np.testing.assert_array_equal(dynamic.test, base.test)
-    np.testing.assert_array_equal(dynamic.validation, base.validation)
+@pytest.mark.parametrize("levels", [17, 256])
+def test_static_binarization_repeats_and_is_bernoulli(levels):
+    """A pixel is 1 with probability level / (levels - 1)."""
+    ramp = np.tile(np.arange(256), 400).reshape(400, 16, 16)
+    source = "digits" if levels == 17 else ramp
+    gray = data.load(source).train
+    loaded = [data.load(source, binarize="static", seed=s) for s in (*range(8), 3)]
+    assert loaded[0].levels == 2 and set(np.unique(loaded[0].train)) == {0, 1}
+    *drawn, again = [splits.train for splits in loaded]
+    np.testing.assert_array_equal(drawn[3], again)
+    assert not np.array_equal(drawn[3], drawn[4])
+    drawn = np.array(drawn)
+    for level in range(levels):
+        there, p = gray == level, level / (levels - 1)
+        bound = 5 * np.sqrt(p * (1 - p) / (8 * there.sum()))  # exact at both ends
+        assert abs(drawn[:, there].mean() - p) <= bound, level
 
 
 def test_dynamic_binarization_differs_between_epochs():
-    splits = data.load("digits", binarize="dynamic", batch_size=100)
-    assert isinstance(splits.train, data.Batches)
-    zero = gather(splits.train)
-    splits.train.set_epoch(1)
-    one = gather(splits.train)
-    splits.train.set_epoch(0)
-    np.testing.assert_array_equal(gather(splits.train), zero)
-    assert set(np.unique(one)) == {0, 1} and not np.array_equal(zero, one)
+    train = data.load("digits", binarize="dynamic").train
+    zero = gather(train)
+    train.set_epoch(1)
+    one = gather(train)
+    assert set(np.unique(one)) == {0, 1}
     # Not the order only: an image is seldom the same in two epochs.
     assert sum((multiset(zero) & multiset(one)).values()) < 20
 
@@ -223,34 +197,26 @@ def test_threshold_is_half_of_the_largest_level():
 
 # Errors
 
-
-@pytest.mark.parametrize(
-    "array, words",
-    [
-        (np.zeros((3, 4, 4, 1)), "integers in 0..levels-1, got float64.*quantize"),
-        (np.full((3, 4, 4, 1), np.nan), "hold NaN"),
-        (np.zeros((4, 4), np.uint8), r"shape \(N, H, W, C\).*\(4, 4\)"),
-        (np.zeros((1, 3, 4, 4, 1), np.uint8), r"\(1, 3, 4, 4, 1\)"),
-        (np.zeros((0, 4, 4, 1), np.uint8), "empty array"),
-        (np.full((3, 4, 4, 1), -1), "0..255, got values from -1"),
-        (np.full((3, 4, 4, 1), 256), "to 256"),
-        (np.full((3, 4, 4, 1), "a"), "got an array of <U1"),
-        (np.zeros((1, 4, 4, 1), np.uint8), "leaves some of the 1 to train on"),
-        ((numbered(9), np.arange(8)), "one integer class label"),
-        ((numbered(9), np.arange(9) / 2), "got shape .* of float64"),
-        ((numbered(9), np.arange(9), 1), "got a tuple of 3"),
-    ],
-)
-def test_wrong_arrays_raise(array, words):
-    with pytest.raises(ValueError, match=words):
-        data.load(array)
+SHARE = "expected validation to be a share below 1"
 
 
 @pytest.mark.parametrize(
     "source, arguments, words",
     [
+        (np.zeros((3, 4, 4, 1)), {}, "integers in 0..levels-1, got float64.*quantize"),
+        (np.full((3, 4, 4, 1), np.nan), {}, "hold NaN"),
+        (np.zeros((4, 4), np.uint8), {}, r"shape \(N, H, W, C\).*\(4, 4\)"),
+        (np.zeros((1, 3, 4, 4, 1), np.uint8), {}, r"\(1, 3, 4, 4, 1\)"),
+        (np.zeros((0, 4, 4, 1), np.uint8), {}, "empty array"),
+        (np.full((3, 4, 4, 1), -1), {}, "0..255, got values from -1"),
+        (np.full((3, 4, 4, 1), 256), {}, "to 256"),
+        (np.full((3, 4, 4, 1), "a"), {}, "got an array of <U1"),
+        (np.zeros((1, 4, 4, 1), np.uint8), {}, "leaves some of the 1 to train on"),
+        ((numbered(9), np.arange(8)), {}, "one integer class label"),
+        ((numbered(9), np.arange(9) / 2), {}, "got shape .* of float64"),
+        ((numbered(9), np.arange(9), 1), {}, "got a tuple of 3"),
         *(
-            ("digits", {"validation": v}, "expected validation to be a share below 1")
+            ("digits", {"validation": v}, SHARE)
             for v in (-1, -0.5, 1437, 10.5, True, 0.9999)
         ),
         ("digits", {"levels": 18}, "expected levels in 2..17"),
@@ -265,24 +231,27 @@ def test_wrong_arrays_raise(array, words):
         (numbered(30), {"labels": True}, "to have class labels, it has none"),
     ],
 )
-def test_wrong_arguments_raise(source, arguments, words):
+def test_wrong_sources_and_arguments_raise(source, arguments, words):
     with pytest.raises(ValueError, match=words):
         data.load(source, **arguments)
 
 
-def test_wrong_levels_and_batches_raise():
-    x = numbered(4)
-    for levels, source in ((18, 17), (1, 256), (300, 300)):
-        with pytest.raises(ValueError, match="expected levels in 2"):
-            data.quantize(x, levels, source)
-    with pytest.raises(ValueError, match="expected values in 0..16, got 27"):
-        data.quantize(x + 20, 4, 17)
-    with pytest.raises(ValueError, match="one integer class label"):
-        data.Batches(x, np.arange(3))
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        data.Batches(x, batch_size=0)
-    with pytest.raises(ValueError, match="set source_levels"):
-        data.Batches(x + 20, binarize=True, source_levels=17)
+@pytest.mark.parametrize(
+    "kind, arguments, words",
+    [
+        (data.quantize, (18, 17), "expected levels in 2"),
+        (data.quantize, (1, 256), "expected levels in 2"),
+        (data.quantize, (300, 300), "expected levels in 2"),
+        (data.quantize, (4, 6), "expected values in 0..5, got 7"),
+        (data.Batches, (np.arange(3),), "one integer class label"),
+        (data.Batches, (None, 0), "at least 1, got 0"),
+        (data.Batches, (None, 4, True, True, 6), "set source_levels"),
+        (data.Batches, (None, 5, True, False, 6, 0, True), "no batch of 4 images"),
+    ],
+)
+def test_wrong_levels_and_batches_raise(kind, arguments, words):
+    with pytest.raises(ValueError, match=words):
+        kind(numbered(4), *arguments)
 
 
 def test_missing_package_raises_with_its_name(monkeypatch):

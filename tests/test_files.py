@@ -1,6 +1,7 @@
 """Files and folders are written atomically, and nothing of others is replaced."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from zoo import new
@@ -15,37 +16,39 @@ def model():
     return new("vae")
 
 
+def write(path, text, kind="file"):
+    if kind == "folder":
+        path.mkdir(exist_ok=True)
+        path = path / "f"
+    path.write_text(text)
+
+
+def read(path):
+    return (path / "f" if path.is_dir() else path).read_text()
+
+
 def test_folders_with_other_files_are_not_replaced(model, tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "thesis.tex").write_text("years of work")
+    thesis, preset = tmp_path / "thesis", tmp_path / "preset"
+    write(thesis, "years of work", "folder")
+    model.save_to_preset(preset)
+    write(preset, "years of work", "folder")
     for use in (model.save_to_preset, model.save, model.export):
         with pytest.raises((FileExistsError, ValueError)):
-            use(tmp_path / "thesis")
-    assert (tmp_path / "thesis" / "thesis.tex").read_text() == "years of work"
-    model.save_to_preset(tmp_path / "preset")
-    (tmp_path / "preset" / "notes.txt").write_text("years of work")
+            use(thesis)
     with pytest.raises(FileExistsError):
-        model.save_to_preset(tmp_path / "preset")
-    assert (tmp_path / "preset" / "notes.txt").exists()
+        model.save_to_preset(preset)
+    assert read(thesis) == read(preset) == "years of work"
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_first_of_two_writers_is_kept(kind, tmp_path):
-    """Two exports of one version: what the first wrote stays."""
     target = tmp_path / "target"
-
-    def write(path, text):
-        if kind == "folder":
-            path.mkdir()
-            path = path / "f"
-        path.write_text(text)
-
     with pytest.raises(FileExistsError):
         with kgen.files.atomic(target, replace=False) as late:
-            write(late, "late")
+            write(late, "late", kind)
             with kgen.files.atomic(target, replace=False) as early:
-                write(early, "early")
-    assert (target / "f" if target.is_dir() else target).read_text() == "early"
+                write(early, "early", kind)
+    assert read(target) == "early"
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
@@ -54,27 +57,17 @@ def test_simultaneous_writers_get_one_result(kind, tmp_path):
     other gets the error."""
     for attempt in range(20):
         target, ready = tmp_path / str(attempt), threading.Barrier(2)
-        succeeded, failed = [], []
 
-        def write(name, target=target, ready=ready, ok=succeeded, bad=failed):
-            try:
-                with kgen.files.atomic(target, replace=False) as path:
-                    if kind == "folder":
-                        path.mkdir()
-                    (path / "f" if kind == "folder" else path).write_text(name)
-                    ready.wait()
-                ok.append(name)
-            except FileExistsError:
-                bad.append(name)
+        def write_both(name, target=target, ready=ready):
+            with kgen.files.atomic(target, replace=False) as path:
+                write(path, name, kind)
+                ready.wait()
 
-        threads = [threading.Thread(target=write, args=(name,)) for name in "ab"]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(succeeded) == len(failed) == 1
-        written = target / "f" if kind == "folder" else target
-        assert written.read_text() == succeeded[0]
+        with ThreadPoolExecutor(2) as pool:
+            a, b = (pool.submit(write_both, name) for name in "ab")
+        winner, loser = (a, b) if read(target) == "a" else (b, a)
+        assert winner.exception() is None
+        assert isinstance(loser.exception(), FileExistsError)
 
 
 def test_interrupted_write_keeps_the_old_file(tmp_path):

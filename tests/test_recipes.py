@@ -1,6 +1,5 @@
 """The recipes as a user runs them: scripts, in an empty folder, to the SavedModel.
-They are the same on each backend, and models have tests of their own there: by default
-each backend runs one."""
+By default each backend runs one: models have tests of their own on each."""
 
 import csv
 import json
@@ -23,7 +22,7 @@ DIGITS = ("--data", "digits")  # 8x8: pixels are sampled quickly
 
 
 def run(recipe, *flags, cwd):
-    """As a script, in a process of its own; `--backend` counts, not the environment."""
+    """Its output as a script; `--backend` counts, not the environment."""
     command = [RECIPES / f"{recipe}.py", "--backend", kgen.backend.name, *flags]
     return zoo.run_python(*command, cwd=cwd, KERAS_BACKEND="no-such-backend").stdout
 
@@ -57,13 +56,8 @@ def by_backend(**recipes):
     ]
 
 
-def on_its_data(name):
-    mnist = name in ("vae_binarized_mnist", "fvbn_binarized_mnist")
-    return mnist and name not in DEFAULT and zoo.prepared("binarized_mnist")
-
-
-def read_results(out):
-    return json.loads((out / "metrics.json").read_text())["results"]
+def read_card(out):
+    return json.loads((out / "metrics.json").read_text())
 
 
 def read_history(out):
@@ -71,14 +65,15 @@ def read_history(out):
         return list(csv.DictReader(file))
 
 
-def assert_exported(folder, name, out):
-    """With the run's card; which is returned."""
+def assert_exported(folder, name, card):
     version = folder / "saved_models" / name / "1"
     assert (version / "saved_model.pb").exists()
-    card = json.loads((out / "metrics.json").read_text())
     served = json.loads((version.parent / "model_card.json").read_text())
     assert served["training"] == card
-    return card
+
+
+def contrast(path):
+    return np.asarray(Image.open(path)).std()
 
 
 # Smoke runs
@@ -97,7 +92,8 @@ def assert_exported(folder, name, out):
     ),
 )
 def test_smoke_run_reaches_the_saved_model(name, tmp_path):
-    mnist = on_its_data(name)
+    mnist = name in ("vae_binarized_mnist", "fvbn_binarized_mnist")
+    mnist &= name not in DEFAULT and zoo.prepared("binarized_mnist")
     flags = ["--smoke", "--seed", "3", *(() if mnist else DIGITS)]
     printed = run(name, *flags, cwd=tmp_path)
     out = tmp_path / "runs" / f"{name}_smoke"
@@ -108,10 +104,10 @@ def test_smoke_run_reaches_the_saved_model(name, tmp_path):
         assert line in printed
     pictures = ("samples_expected", "reconstructions") if vae else ("completions",)
     for picture in ("samples", *pictures):
-        pixels = np.asarray(Image.open(out / f"{picture}.png"))
-        assert pixels.std() > 10  # not a blank picture
+        assert contrast(out / f"{picture}.png") > 10  # not blank
     assert (out / "model.keras").exists()
-    card = assert_exported(tmp_path, f"{name}_smoke", out)
+    card = read_card(out)
+    assert_exported(tmp_path, f"{name}_smoke", card)
     assert card["seed"] == 3 and card["backend"] == kgen.backend.name
     results = card["results"]
     assert results["test_images"] == 100 and results["test_bits_per_dim"] > 0
@@ -144,7 +140,9 @@ def test_smoke_run_of_a_gan(name, tmp_path):
     printed = run(name, *flags, cwd=tmp_path)
     served = f"{name}_digits_smoke" if name == "gan_losses" else f"{name}_smoke"
     out = tmp_path / "runs" / served
-    results = read_results(out)
+    card = read_card(out)
+    assert_exported(tmp_path, served, card)
+    results = card["results"]
     for each in runs:
         assert np.asarray(Image.open(out / f"{each}.png")).shape[0] > 100
         assert keras.models.load_model(out / each / "model.keras").compiled
@@ -154,23 +152,21 @@ def test_smoke_run_of_a_gan(name, tmp_path):
         assert (distance in results) == (f"{distance}_floor" in results) == measured
     if measured:
         pair = [results[f"{each}_mnist_frechet_distance"] for each in runs]
-        assert results["mean_mnist_frechet_distance"] == pytest.approx(np.mean(pair))
-        spread = results["stdev_mnist_frechet_distance"]
-        assert spread == pytest.approx(np.std(pair, ddof=1))
+        found = [results[f"{k}_mnist_frechet_distance"] for k in ("mean", "stdev")]
+        assert found == pytest.approx([np.mean(pair), np.std(pair, ddof=1)])
         assert "mean" in printed
     if name == "gan_mlp_mnist":
-        assert np.asarray(Image.open(out / "gradient_norms.png")).std() > 1
-    assert_exported(tmp_path, served, out)
+        assert contrast(out / "gradient_norms.png") > 1
 
 
 @pytest.mark.once
-def test_feature_recipe_writes_model_and_baselines(recipe, tmp_path, capsys):
+def test_feature_recipe_writes_model_and_baselines(recipe, capsys):
     recipe("mnist_features", "--smoke", *DIGITS)
-    out = tmp_path / "runs" / "mnist_features_smoke"
-    path = Path("runs", out.name, "mnist_features.keras")
-    assert str(path) in capsys.readouterr().out
-    assert keras.saving.load_model(path).output_shape == (None, 64)
-    results = read_results(out)
+    out = Path("runs", "mnist_features_smoke")
+    assert str(out / "mnist_features.keras") in capsys.readouterr().out
+    model = keras.saving.load_model(out / "mnist_features.keras")
+    assert model.output_shape == (None, 64)
+    results = read_card(out)["results"]
     for kind in ("grey", "binary"):
         assert 0 <= results[f"{kind}_test_accuracy"] <= 1
         assert results[f"{kind}_100_mnist_frechet_distance_floor"] > 0
@@ -212,12 +208,13 @@ def test_killed_run_resumes(recipe, tmp_path, monkeypatch, capsys):
     recipe(name, *flags, "--out", "cut", "--resume")
     printed = capsys.readouterr().out
     assert "epoch 1/3" not in printed and "epoch 2/3" in printed
-    numbers = [read_results(Path(out))["test_nll_nats"] for out in ("whole", "cut")]
-    assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
-    histories = [read_history(Path(out)) for out in ("whole", "cut")]
-    for rows in histories:
+    nats, losses = [], []
+    for out in (Path("whole"), Path("cut")):
+        rows = read_history(out)
         assert [row["epoch"] for row in rows] == ["0", "1", "2"]  # each once
-    losses = [[float(row["loss"]) for row in rows] for rows in histories]
+        losses.append([float(row["loss"]) for row in rows])
+        nats.append(read_card(out)["results"]["test_nll_nats"])
+    assert nats[0] == pytest.approx(nats[1], rel=1e-5)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     assert Path("saved_models", name, "2").is_dir()
 

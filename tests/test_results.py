@@ -25,15 +25,27 @@ CARD = {
 }
 
 
-def record(folder, recipe, seed=None, epochs=5, flags="", backend="jax", **measured):
-    n = len(list(folder.rglob("metrics.json")))
-    path = folder / recipe / str(n)
-    path.mkdir(parents=True)
-    card = CARD | {"recipe": recipe, "results": {"training_seconds": 120.0} | measured}
-    card |= {"seed": n if seed is None else seed, "epochs": epochs, "backend": backend}
-    card["command"] += f" --seed {card['seed']}{flags}"
-    (path / "metrics.json").write_text(json.dumps(card))
-    return path
+@pytest.fixture
+def record(tmp_path):
+    """Writes a run's metrics.json; the runs' seeds are 0, 1, ... by default."""
+
+    def write(recipe, seed=None, epochs=5, flags="", backend="jax", **measured):
+        n = len(list(tmp_path.rglob("metrics.json")))
+        path = tmp_path / recipe / str(n)
+        path.mkdir(parents=True)
+        card = CARD | {"recipe": recipe, "epochs": epochs, "backend": backend}
+        card |= {"seed": n if seed is None else seed}
+        card |= {"results": {"training_seconds": 120.0} | measured}
+        card["command"] += f" --seed {card['seed']}{flags}"
+        (path / "metrics.json").write_text(json.dumps(card))
+        return path
+
+    return write
+
+
+def tables(folder, known=None):
+    (folder / "published.json").write_text(json.dumps(known or {}))
+    return results.tables(folder, folder / "published.json")
 
 
 def row(text, name):
@@ -41,22 +53,18 @@ def row(text, name):
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_likelihood_table_has_means_of_seeds_and_bounds(tmp_path):
+def test_likelihood_table_has_means_of_seeds_and_bounds(record, tmp_path):
     for nats in (90.0, 91.0, 95.0):
-        record(tmp_path, "made", test_nll_nats=nats, validation_nll_nats=1.0)
+        record("made", test_nll_nats=nats, validation_nll_nats=1.0)
     bound = {"test_iw5000_nats": -88.5, "test_iw5000_stderr": 0.24}
-    record(tmp_path, "iwae", test_elbo_nats=-96.0, **bound)
-    record(tmp_path, "vae", test_elbo_nats=-93.25)
-    known = tmp_path / "published.json"
+    record("iwae", test_elbo_nats=-96.0, **bound)
+    record("vae", test_elbo_nats=-93.25)
     made = {"system": "MADE", "published": "88.4", "source": "them"}
-    known.write_text(json.dumps({"made": made | {"data": "binarized_mnist"}}))
-    text = results.tables(tmp_path, known)
-    name, ours, bits, theirs, kind, parameters, trained, command = row(text, "MADE")
-    spread = statistics.stdev([90.0, 91.0, 95.0])
-    assert ours == f"**92.00** ± {spread:.2f}, 3 seeds"
-    assert bits == f"{92 / 784 / np.log(2):.3f}" and kind == "exact"
-    assert theirs == "88.4 (them)" and parameters == "12,345"
-    assert trained == "2 min, JAX" and command == "`some.py --seed 0`"
+    text = tables(tmp_path, {"made": made | {"data": "binarized_mnist"}})
+    spread, bits = statistics.stdev([90.0, 91.0, 95.0]), 92 / 784 / np.log(2)
+    made = ["MADE", f"**92.00** ± {spread:.2f}, 3 seeds", f"{bits:.3f}", "88.4 (them)"]
+    made += ["exact", "12,345", "2 min, JAX", "`some.py --seed 0`"]
+    assert row(text, "MADE") == made
     iwae = ["**88.50** (± 0.24)", "0.163", "", "bound, k = 5000"]
     assert row(text, "iwae")[1:5] == iwae
     assert row(text, "vae")[1] == "**93.25**" and row(text, "vae")[4] == "ELBO"
@@ -65,27 +73,22 @@ def test_likelihood_table_has_means_of_seeds_and_bounds(tmp_path):
     assert "x86_64, 2 cores, CPU (2026-11-23)" in text
 
 
-def test_gan_table_has_distances_beside_the_baseline(tmp_path):
+def test_gan_table_has_distances_beside_the_baseline(record, tmp_path):
     values = {"frechet_distance": 11.7, "kernel_distance": 14.6, "precision": 0.5}
     values |= {"recall": 0.75, "coverage": 0.5}
-    one = {f"seed_0_mnist_{k}": v for k, v in values.items()}
-    one |= {f"seed_0_mnist_{k}_floor": v / 10 for k, v in values.items()}
-    one |= {"seed_0_mnist_images": 10_000.0}
-    record(tmp_path, "one", **one)
-    few = one | {"seed_0_mnist_images": 100.0}
-    record(tmp_path, "one", flags=" --smoke", **few)
-    two = one | {f"seed_1_mnist_{k}": 3 * v for k, v in values.items()}
-    two |= {"seed_1_mnist_images": 10_000.0}
-    two |= {f"mean_mnist_{k}": 2 * v for k, v in values.items()}
-    record(tmp_path, "two", **two)
-    wgan = {k.replace("seed_0", "wgan"): v for k, v in one.items()}
-    record(tmp_path, "other", **wgan)
-    twice = {k: 2 * v for k, v in wgan.items()}
-    record(tmp_path, "other", **twice | {"wgan_mnist_images": 10_000.0})
-    # a seed that is in two records counts once
-    again = {k.replace("seed_1", "seed_2"): v for k, v in two.items()}
-    record(tmp_path, "two", **again)
-    text = results.tables(tmp_path, tmp_path / "none.json")
+
+    def measured(run, factor=1, images=10_000.0):
+        found = {f"{run}_mnist_{k}": factor * v for k, v in values.items()}
+        found |= {f"{run}_mnist_{k}_floor": v / 10 for k, v in values.items()}
+        return found | {f"{run}_mnist_images": images}
+
+    record("one", **measured("seed_0"))
+    record("one", flags=" --smoke", **measured("seed_0", images=100.0))
+    for other in ("seed_1", "seed_2"):  # seed 0 is in two records, and counts once
+        record("two", **measured("seed_0"), **measured(other, 3), **measured("mean", 2))
+    for factor in (1, 2):
+        record("other", **measured("wgan", factor))
+    text = tables(tmp_path)
     assert row(text, "one")[1] == "11.7 (1.2)" and row(text, "one")[6] == "2 min, JAX"
     assert row(text, "one, --smoke, of 100 samples")[1] == "11.7 (1.2)"
     three = row(text, "two, 3 seeds")
@@ -96,17 +99,16 @@ def test_gan_table_has_distances_beside_the_baseline(tmp_path):
     assert row(text, "other, wgan, 2 seeds")[1] == f"{mean} ± 8.3 (1.2)"
 
 
-def test_runs_are_joined_if_only_their_seeds_differ(tmp_path):
-    record(tmp_path, "made", seed=0, test_nll_nats=90.0)
-    record(tmp_path, "made", seed=1, test_nll_nats=92.0, flags=" --out elsewhere")
-    record(tmp_path, "made", seed=1, test_nll_nats=94.0, flags=" --resume")
-    record(tmp_path, "made", epochs=60, test_nll_nats=80.0)
-    record(tmp_path, "made", test_nll_nats=70.0, flags=" --units 3")
+def test_runs_are_joined_if_only_their_seeds_differ(record, tmp_path):
+    record("made", seed=0, test_nll_nats=90.0)
+    record("made", seed=1, test_nll_nats=92.0, flags=" --out elsewhere")
+    record("made", seed=1, test_nll_nats=94.0, flags=" --resume")
+    record("made", epochs=60, test_nll_nats=80.0)
+    record("made", test_nll_nats=70.0, flags=" --units 3")
     for backend, nats in (("tensorflow", 60.0), ("jax", 50.0)):  # no flag tells them
-        record(tmp_path, "other", seed=0, backend=backend, test_nll_nats=nats)
-    known = tmp_path / "published.json"  # of other data: not to be put beside ours
-    known.write_text('{"made": {"published": "1.5", "data": "mnist"}}')
-    text = results.tables(tmp_path, known)
+        record("other", seed=0, backend=backend, test_nll_nats=nats)
+    # published for other data: not to be put beside ours
+    text = tables(tmp_path, {"made": {"published": "1.5", "data": "mnist"}})
     assert "1.5" not in text
     ours = [line.split(" | ")[1] for line in text.splitlines() if "| made |" in line]
     assert ours == ["**80.00**", "**92.00** ± 2.83, 2 seeds"]
@@ -114,24 +116,22 @@ def test_runs_are_joined_if_only_their_seeds_differ(tmp_path):
     assert "**60.00**" in text and "**50.00**" in text
 
 
-def test_rows_are_named_by_settings_or_flags(tmp_path):
-    known = tmp_path / "published.json"
-    known.write_text('{"iwae": {"system": "IWAE", "setting": "k = 5"}}')
-    record(tmp_path, "iwae", seed=0, test_nll_nats=2.0, flags=" --out 'my runs'")
-    record(tmp_path, "iwae", test_nll_nats=1.0, flags=" --num-samples 50 --save-freq 9")
-    record(tmp_path, "fvbn", test_nll_nats=3.0, resumed=True)
-    text = results.tables(tmp_path, known)
+def test_rows_are_named_by_settings_or_flags(record, tmp_path):
+    record("iwae", seed=0, test_nll_nats=2.0, flags=" --out 'my runs'")
+    record("iwae", test_nll_nats=1.0, flags=" --num-samples 50 --save-freq 9")
+    record("fvbn", test_nll_nats=3.0, resumed=True)
+    text = tables(tmp_path, {"iwae": {"system": "IWAE", "setting": "k = 5"}})
     assert row(text, "IWAE, k = 5")[1] == "**2.00**"
     assert row(text, "IWAE, --num-samples 50")[1] == "**1.00**"
     assert row(text, "fvbn")[6] == "over 2 min, JAX"  # those of its last part
 
 
-def test_picture_has_a_row_for_each_recipe(tmp_path, rng):
+def test_picture_has_a_row_for_each_recipe(record, tmp_path, rng):
     for recipe in ("b", "a", "c"):
-        path = record(tmp_path, recipe, test_nll_nats=1.0)
+        path = record(recipe, test_nll_nats=1.0)
         images = rng.integers(0, 2, (16, 28, 28, 1))
         kgen.callbacks.save_grid(path / "samples.png", images, 2)
-    record(tmp_path, "without", test_nll_nats=1.0)
+    record("without", test_nll_nats=1.0)
     found = results.records(tmp_path)
     wide, tall = 150 + 3 * 58, 60
     for columns, size, (left, top) in (  # where b is: below a, if there is a below
@@ -160,29 +160,27 @@ def test_tiles_are_the_images_of_a_grid(side, n, tmp_path, rng):
     np.testing.assert_array_equal(inside, 255 * images)
 
 
-def test_wrong_files_raise(tmp_path):
-    with pytest.raises(SystemExit, match="No metrics.json"):
-        results.main([str(tmp_path)])
-    folder = record(tmp_path, "made", test_nll_nats=1.0)
-    with pytest.raises(SystemExit, match="No samples.png"):
-        results.main([str(tmp_path), "--picture", str(tmp_path / "x.png")])
+def test_wrong_files_raise(record, tmp_path):
+    def assert_main_ends(words, *flags):
+        with pytest.raises(SystemExit, match=words):
+            results.main([str(tmp_path), *map(str, flags)])
+
+    assert_main_ends("No metrics.json")
+    folder, readme = record("made", test_nll_nats=1.0), tmp_path / "README.md"
+    assert_main_ends("No samples.png", "--picture", tmp_path / "x.png")
+    readme.write_text("no markers")
+    assert_main_ends("lacks the markers", "--readme", readme)
     Image.new("L", (20, 20)).save(folder / "samples.png")
     with pytest.raises(ValueError, match="samples.png has no grey lines"):
         contact_sheet.tiles(folder / "samples.png")
-    readme = tmp_path / "README.md"
-    readme.write_text("no markers")
-    with pytest.raises(SystemExit, match="lacks the markers"):
-        results.main([str(tmp_path), "--readme", str(readme)])
     path = folder / "metrics.json"
     card = json.loads(path.read_text())
     del card["machine"], card["results"]["training_seconds"]
     path.write_text(json.dumps(card))
     lacks = r"metrics.json is no .*: it lacks \['machine', 'training_seconds'\]"
-    with pytest.raises(ValueError, match=lacks):
-        results.tables(tmp_path, tmp_path / "none.json")
+    assert_main_ends(lacks)
     path.write_text("{")
-    with pytest.raises(SystemExit, match="metrics.json is no JSON"):
-        results.main([str(tmp_path)])
+    assert_main_ends("metrics.json is no JSON")
 
 
 def test_readme_has_the_tables_of_the_records():
