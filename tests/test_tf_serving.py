@@ -132,10 +132,10 @@ def test_errors_of_the_server_raise(protocol, client, digits, digit_labels):
         with refused("encode", 400, 404):
             gated.encode(x, digit_labels[:2])
         for wrong in (x[:, :-1], x[:1], x[..., 0]):
-            with refused("", 400):
+            with refused(None, 400):
                 gated.predict("log_prob", images=wrong, label=[1, 1])
     for name, version in (("nobody", None), ("vae", 99)):
-        with client(name, protocol, version=version) as missing, refused("", 404):
+        with client(name, protocol, version=version) as missing, refused(None, 404):
             missing.sample(1, seed=0)
     with client("vae", protocol, version=1) as first:
         assert first.sample(1, seed=0).shape == (1, *SHAPE)
