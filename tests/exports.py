@@ -1,18 +1,21 @@
-"""Models for tests of exports, their own answers, and their SavedModels. As a script,
-run with TensorFlow, exports saved models:
+"""Models for tests of exports and of serving, their SavedModels, and requests. As a
+script, run with TensorFlow, exports saved models:
 
     python exports.py folder: <folder>/<name>.keras -> <folder>/<name>/1
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
 import keras
 import numpy as np
+import pytest
 import zoo
-from zoo import EXACT, GANS, numpy
+from zoo import GANS, numpy
 
 import kgen
+from kgen.serving import ServingError
 
 
 def randomized(name):
@@ -26,12 +29,12 @@ def randomized(name):
     return model
 
 
-def export(models, folder, warmup=None):
-    """{name: model} to <folder>/<name>/1, in one TensorFlow process."""
+def export(models, folder, cold=()):
+    """{name: model} to <folder>/<name>/1, in one TensorFlow process; there those that
+    are `cold` have no warm-up requests."""
     if kgen.backend.name == "tensorflow":
         for name, model in models.items():
-            path = model.export(folder / name / "1", warmup=warmup)
-            assert path == folder / name / "1" and (path / "saved_model.pb").exists()
+            model.export(folder / name / "1", warmup=name not in cold)
         return
     folder.mkdir(exist_ok=True)
     for name, model in models.items():
@@ -40,31 +43,50 @@ def export(models, folder, warmup=None):
     zoo.run_python(__file__, folder, **environment)
 
 
-def answers(name, model, x, labels):
-    """{signature: ({input: array}, [the model's outputs])} of all but `sample`."""
-    z = np.random.default_rng(0).normal(size=(len(x), 3)).astype("float32")
-    rows = np.resize([0, 3, 8, 5, 1], len(x))
-    if name in GANS:
-        out = {
-            "discriminate": ({"images": x}, [model.discriminate(x, labels)]),
-            "generate": ({"z": z}, [model.generate(z, labels)]),
-        }
-    elif name in EXACT:
-        done = model.complete(x, rows, seed=7, labels=labels)
-        out = {
-            "log_prob": ({"images": x}, [model.log_prob(x, labels)]),
-            "complete": ({"images": x, "known_rows": rows}, [done]),
-        }
-    else:
-        out = {
-            "elbo": ({"images": x}, [model.elbo(x, labels)]),
-            "encode": ({"images": x}, model.encode(x, labels)),
-            "decode": ({"z": z}, [model.decode(z, labels)]),
-            "reconstruct": ({"images": x}, [model.reconstruct(x, labels)]),
-        }
-    return {
-        k: (inputs, [numpy(v) for v in values]) for k, (inputs, values) in out.items()
+def requests(model, x, labels):
+    """{signature: {input: array}}, a row for each image; of seed 7."""
+    n, rng = len(x), np.random.default_rng(0)
+    values = {
+        "images": x,
+        "known_rows": np.resize([0, 3, 8, 5, 1], n),
+        "label": labels,
+        "seed": (7 << 32) + np.arange(n),
+        "z": rng.normal(size=(n, 3)).astype("float32"),
     }
+    label = [] if model.num_classes is None else ["label"]
+    return {
+        signature: {name: values[name] for name in [*inputs, *label]}
+        for signature, (_, inputs, _) in model.endpoints().items()
+    }
+
+
+def ask(source, signature, inputs):
+    """The outputs of a signature, a list of arrays, by the method of a model or of a
+    client."""
+    arguments = [v for k, v in inputs.items() if k not in ("seed", "label")]
+    options = {"labels": inputs.get("label")}
+    if "seed" in inputs:
+        options["seed"] = 7
+    if signature == "sample":
+        arguments = [len(inputs["seed"])]
+    outputs = getattr(source, signature)(*arguments, **options)
+    return [numpy(v) for v in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def check_client(client, model, x, labels, tolerance):
+    """All methods of a client return what the model's own do."""
+    for signature, inputs in requests(model, x, labels).items():
+        expected = ask(model, signature, inputs)
+        for answer, value in zip(ask(client, signature, inputs), expected, strict=True):
+            assert answer.shape == value.shape and answer.dtype == value.dtype
+            np.testing.assert_allclose(answer, value, rtol=tolerance, atol=tolerance)
+
+
+@contextlib.contextmanager
+def refused(words, *statuses):
+    with pytest.raises(ServingError, match=words) as error:
+        yield
+    assert error.value.status in statuses
 
 
 if __name__ == "__main__":
