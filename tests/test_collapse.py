@@ -16,7 +16,10 @@ CERTAIN = {"accuracy_real": 0.995, "accuracy_generated": 1.0}
 
 def watch(guard, logs, model=None):
     """The epoch after which `guard` stops, of these logs, or None; and its warnings."""
-    guard.set_model(model or keras.Sequential())
+    if model is None:
+        model = keras.Sequential()
+        model.discriminator = None  # as of a GAN, whose samples nobody asks for
+    guard.set_model(model)
     guard.model.stop_training = False
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RuntimeWarning)

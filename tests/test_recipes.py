@@ -3,6 +3,7 @@ By default each backend runs one: models have tests of their own on each."""
 
 import csv
 import json
+import re
 import runpy
 import signal
 import subprocess
@@ -56,6 +57,15 @@ def by_backend(**recipes):
     ]
 
 
+def run_name(recipe, flags):
+    """Runs on other data than the recipe's are named after them."""
+    if "digits" not in flags or recipe == "vae_digits":
+        return f"{recipe}_smoke"
+    if recipe not in ("gan_losses", "mnist_features"):
+        recipe = re.sub("_(binarized_mnist|fashion_mnist|mnist)$", "", recipe)
+    return f"{recipe}_digits_smoke"
+
+
 def read_card(out):
     return json.loads((out / "metrics.json").read_text())
 
@@ -96,7 +106,8 @@ def test_smoke_run_reaches_the_saved_model(name, tmp_path):
     mnist &= name not in DEFAULT and zoo.prepared("binarized_mnist")
     flags = ["--smoke", "--seed", "3", *(() if mnist else DIGITS)]
     printed = run(name, *flags, cwd=tmp_path)
-    out = tmp_path / "runs" / f"{name}_smoke"
+    called = run_name(name, flags)
+    out = tmp_path / "runs" / called
     assert printed.startswith(f"backend     {kgen.backend.name}, keras")
     vae = name.startswith(("vae", "iwae"))
     number = "test_elbo_nats" if vae else "test_nll_nats"
@@ -107,7 +118,7 @@ def test_smoke_run_reaches_the_saved_model(name, tmp_path):
         assert contrast(out / f"{picture}.png") > 10  # not blank
     assert (out / "model.keras").exists()
     card = read_card(out)
-    assert_exported(tmp_path, f"{name}_smoke", card)
+    assert_exported(tmp_path, called, card)
     assert card["seed"] == 3 and card["backend"] == kgen.backend.name
     results = card["results"]
     assert results["test_images"] == 100 and results["test_bits_per_dim"] > 0
@@ -138,7 +149,7 @@ def test_smoke_run_of_a_gan(name, tmp_path):
     if runs is None:
         runs, flags = ["seed_3", "seed_4"], [*flags, "--seeds", "2"]
     printed = run(name, *flags, cwd=tmp_path)
-    served = f"{name}_digits_smoke" if name == "gan_losses" else f"{name}_smoke"
+    served = run_name(name, flags)
     out = tmp_path / "runs" / served
     card = read_card(out)
     assert_exported(tmp_path, served, card)
@@ -162,7 +173,7 @@ def test_smoke_run_of_a_gan(name, tmp_path):
 @pytest.mark.once
 def test_feature_recipe_writes_model_and_baselines(recipe, capsys):
     recipe("mnist_features", "--smoke", *DIGITS)
-    out = Path("runs", "mnist_features_smoke")
+    out = Path("runs", run_name("mnist_features", DIGITS))
     assert str(out / "mnist_features.keras") in capsys.readouterr().out
     model = keras.saving.load_model(out / "mnist_features.keras")
     assert model.output_shape == (None, 64)
@@ -216,7 +227,45 @@ def test_killed_run_resumes(recipe, tmp_path, monkeypatch, capsys):
         nats.append(read_card(out)["results"]["test_nll_nats"])
     assert nats[0] == pytest.approx(nats[1], rel=1e-5)
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert Path("saved_models", name, "2").is_dir()
+    assert Path("saved_models", "fvbn_digits", "2").is_dir()
+
+
+@pytest.mark.once
+def test_earlier_runs_are_moved_aside(recipe, capsys, monkeypatch):
+    monkeypatch.setattr(kgen.export, "_write", lambda model, path, served: path.mkdir())
+    monkeypatch.setattr(kgen.export, "_write_in_child", kgen.export._write)
+    name, flags = "fvbn_binarized_mnist", [*DIGITS, "--steps", "26", "--name", "mine"]
+    for _ in range(2):
+        recipe(name, *flags)
+    printed = capsys.readouterr().out
+    out = Path("runs", "mine")
+    assert f"moved the earlier run to {out / 'earlier_1'}" in printed
+    for folder in (out, out / "earlier_1"):
+        for kept in ("backup", "best.weights.h5", "model.keras", "samples.png"):
+            assert (folder / kept).exists()
+        assert len(read_history(folder)) == 2  # epochs of 13 steps
+    seconds = read_card(out)["results"]["training_seconds"]
+    recipe(name, *flags, "--resume", "--batch-size", "50", "--epochs", "2")
+    printed = capsys.readouterr().out
+    assert "resuming    at its end, 1 epochs" in printed
+    assert "batches were of 100 images, now of 50" in printed
+    recipe(name, *flags, "--resume")
+    assert "resuming    at its end, 2 epochs" in capsys.readouterr().out
+    results = read_card(out)["results"]
+    assert results["training_seconds"] == seconds and not results["resumed"]
+    recipe(name, *flags, "--resume", "--out", "empty")
+    assert "there is no backup in empty: the run begins anew" in capsys.readouterr().out
+
+
+@pytest.mark.once
+def test_an_interrupted_run_names_resume(recipe, monkeypatch):
+    def interrupt(self, epoch, logs=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kgen.callbacks.SampleGrid, "on_epoch_end", interrupt)
+    words = "Interrupted. To go on: python .*fvbn.* --data digits --resume"
+    with pytest.raises(SystemExit, match=words):
+        recipe("fvbn_binarized_mnist", *DIGITS)
 
 
 # Wrong flags
@@ -230,6 +279,9 @@ def test_killed_run_resumes(recipe, tmp_path, monkeypatch, capsys):
         (["--epochs", "0"], "--epochs must be at least 1"),
         (["--backend", "mxnet"], "invalid choice: 'mxnet'"),
         (["--out", "file/run"], "cannot write there"),
+        (["--lr", "-1"], "--lr must be in 0..10"),
+        (["--steps", "0"], "--steps must be at least 1"),
+        (["--name", "../up"], "expected letters, digits and _.-"),
     ],
 )
 def test_wrong_flags_end_with_a_message(flags, words, recipe, tmp_path, capsys):

@@ -38,10 +38,15 @@ class Stub:
     number = 3
     tensor_shape = {"dim": [{"size": str(d)} for d in (-1, *SHAPE)]}
     images = {"dtype": "DT_UINT8", "tensor_shape": tensor_shape}
-    described = {"sample": {"outputs": {"images": images}}}
 
     def __init__(self, model):
         self.model, self.seen, self.delay, self.states = model, [], 0.0, ["AVAILABLE"]
+        label = [] if model.num_classes is None else ["label"]
+        self.described = {
+            signature: {"inputs": {name: {} for name in [*inputs, *label]}}
+            for signature, (_, inputs, _) in model.endpoints().items()
+        }
+        self.described["sample"]["outputs"] = {"images": self.images}
 
     def find(self, name, version):
         if name != "m":
@@ -301,12 +306,14 @@ def test_serve_starts_the_server_or_prints_commands(tmp_path, monkeypatch, capsy
         docker.write_text(f"#!/bin/sh\nexit {status}\n")
         docker.chmod(0o755)
         monkeypatch.setenv("PATH", f"{docker.parent}:/bin")
-        main(words)
+        with contextlib.suppress(SystemExit):  # where nothing is served
+            main(words)
         assert len(started) == 2 - status
     assert started.pop()[1] == commands(tmp_path)[1]
     capsys.readouterr()
     monkeypatch.setenv("PATH", "")
-    main(words)
+    with pytest.raises(SystemExit):  # nothing is served
+        main(words)
     printed = capsys.readouterr().out
     assert "tensorflow_model_server --port=8500 --rest_api_port=8501" in printed
     assert f"-v {tmp_path}:{tmp_path}:ro tensorflow/serving" in printed
