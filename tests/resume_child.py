@@ -1,6 +1,5 @@
-"""Run by test_gan and test_resume, which train the same models in their own process.
+"""Run by test_resume, which trains the same models in its own process.
 
-python resume_child.py model.keras state.npz     the second half of a training run
 python resume_child.py case folder save_freq     a run with backups, until it is
                                                  killed; prints a line for each batch
 """
@@ -9,24 +8,15 @@ import sys
 import time
 
 import keras
-import numpy as np
 import zoo
-from keras import layers
 from sklearn.datasets import load_digits
 
 from kgen.callbacks import BackupAndRestore
 from kgen.data import Batches
-from kgen.layers import SpectralNorm
 from kgen.models import GAN
 
-EPOCHS, HALF = 4, 2
-CASES = {
-    "all": {"ema": 0.9, "discriminator_steps": 2, "gradient_penalty": 1.0},
-    "dcgan": {"ema": 0.9, "num_classes": 10},
-    "critic": {"architecture": "infogan", "loss": "wasserstein", "ema": 0.9},
-    "spectral": {"spectral_norm": True, "loss": "hinge", "r1_penalty": 0.1},
-    "mlp": {"architecture": "mlp", "loss": "minimax", "ema": 0.9},  # dropout
-}
+EPOCHS = 4
+GAN_ARGUMENTS = {"architecture": "mlp", "loss": "minimax", "ema": 0.9}  # dropout
 RULES = {  # of models whose run is killed; of two levels: binarized anew in each epoch
     "pixel-cnn": {"use_ema": True, "gradient_accumulation_steps": 2},
     "vae": {"clipnorm": 100.0, "weight_decay": 1e-3},
@@ -41,14 +31,7 @@ def new(case):
         rate = keras.optimizers.schedules.CosineDecay(1e-2, 20)
         model.compile(keras.optimizers.Adam(rate, **RULES[case]))
         return model
-    arguments = CASES[case]
-    if case == "all":  # what layers can keep: seeds, power iterations, statistics
-        network = [layers.Input((8, 8, 1)), layers.Flatten()]
-        network += [SpectralNorm(layers.Dense(8, use_bias=False))]
-        network += [layers.BatchNormalization(), layers.Dropout(0.3, seed=1)]
-        network = keras.Sequential([*network, layers.Dense(1)])
-        arguments = arguments | {"discriminator": network}
-    model = GAN((8, 8, 1), 17, latent_dim=3, width=10, **arguments)
+    model = GAN((8, 8, 1), 17, latent_dim=3, width=10, **GAN_ARGUMENTS)
     model.compile(
         generator_optimizer=keras.optimizers.Adam(1e-3, beta_1=0.5),
         discriminator_optimizer=keras.optimizers.RMSprop(1e-3),
@@ -56,13 +39,13 @@ def new(case):
     return model
 
 
-def train(model, first=0, last=EPOCHS, batches=3, callbacks=()):
+def train(model, batches=3, callbacks=()):
     """The metrics of the last epoch."""
     digits, n = load_digits(), 32 * batches
     x, y = digits.images[:n].astype("uint8")[..., None], digits.target[:n]
     binary = model.levels == 2
     data = Batches(x, y, 32, binarize=binary, source_levels=17, seed=3)
-    options = {"initial_epoch": first, "epochs": last, "callbacks": [*callbacks]}
+    options = {"epochs": EPOCHS, "callbacks": [*callbacks]}
     return {k: v[-1] for k, v in model.fit(data, verbose=0, **options).history.items()}
 
 
@@ -92,15 +75,10 @@ if __name__ == "__main__":
 
         torch.set_num_threads(1)
     keras.utils.set_random_seed(99)  # another process has other global seeds
-    if len(sys.argv) == 3:
-        model = keras.models.load_model(sys.argv[1])
-        train(model, HALF)
-        np.savez(sys.argv[2], *state(model))
-    else:
-        case, folder, save_freq = sys.argv[1:]
-        save_freq = save_freq if save_freq == "epoch" else int(save_freq)
-        train(
-            new(case),
-            batches=5,
-            callbacks=[BackupAndRestore(folder, save_freq), Lines()],
-        )
+    case, folder, save_freq = sys.argv[1:]
+    save_freq = save_freq if save_freq == "epoch" else int(save_freq)
+    train(
+        new(case),
+        batches=5,
+        callbacks=[BackupAndRestore(folder, save_freq), Lines()],
+    )

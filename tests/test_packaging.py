@@ -46,18 +46,6 @@ def test_backend_files_define_the_same_functions(part):
     assert all(hasattr(backend, name) for name, _ in jax)
 
 
-@pytest.mark.once
-def test_files_and_functions_stay_readable():
-    for where, tree in TREES.items():
-        assert len((PACKAGE / where).read_text().splitlines()) <= 450, where
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef):
-                docstring = ast.get_docstring(node, clean=False) or ""
-                code = node.end_lineno - node.lineno - docstring.count("\n")
-                arguments = len(node.args.args + node.args.kwonlyargs)
-                assert code - arguments <= 40, (where, node.name, code)
-
-
 CHILD = """
 import sys
 import keras

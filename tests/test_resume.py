@@ -83,9 +83,9 @@ further = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
     "case,kills",
     [
         ("pixel-cnn", [(2, WITHIN)]),
-        ("mlp", [("epoch", (6, 7, 8))]),
+        ("gan", [("epoch", (6, 7, 8))]),
         further("vae", [(2, WITHIN), ("epoch", (6, 7, 8))]),
-        further("mlp", [("epoch", range(1, 9)), (2, (2, 3))]),
+        further("gan", [("epoch", range(1, 9)), (2, (2, 3))]),
     ],
 )
 def test_killed_run_ends_as_the_uninterrupted(case, kills, tmp_path):
