@@ -69,7 +69,7 @@ def test_kernel_distance_against_the_direct_sum(rng):
     assert error == pytest.approx(variance**0.5, rel=1e-8)
 
 
-def test_kernel_distance_is_unbiased_and_its_error_is_its_spread(rng):
+def test_kernel_distance_is_unbiased_with_a_true_error(rng):
     """In one dimension (x y + 1)^3 = 1 + 3 x y + 3 x^2 y^2 + x^3 y^3, so the squared
     discrepancy is a sum over squared differences of moments. Between equal
     distributions the error may be up to sqrt(2) too large."""
