@@ -55,7 +55,7 @@ def training(args, seconds):
     results = {"training_seconds": round(seconds, 1), "resumed": args.resume}
     if args.resume and path.exists():
         earlier = json.loads(path.read_text())
-        if earlier.get("epochs") == args.epochs:
+        if earlier.get("epochs", 0) >= args.epochs:  # nothing was left to do
             kept = earlier.get("results", {})
             results |= {name: kept[name] for name in results if name in kept}
     return results

@@ -245,12 +245,10 @@ def test_earlier_runs_are_moved_aside(recipe, capsys, monkeypatch):
             assert (folder / kept).exists()
         assert len(read_history(folder)) == 2  # epochs of 13 steps
     seconds = read_card(out)["results"]["training_seconds"]
-    recipe(name, *flags, "--resume", "--batch-size", "50", "--epochs", "2")
+    recipe(name, *flags, "--resume", "--batch-size", "50")
     printed = capsys.readouterr().out
     assert "resuming    at its end, 1 epochs" in printed
     assert "batches were of 100 images, now of 50" in printed
-    recipe(name, *flags, "--resume")
-    assert "resuming    at its end, 2 epochs" in capsys.readouterr().out
     results = read_card(out)["results"]
     assert results["training_seconds"] == seconds and not results["resumed"]
     recipe(name, *flags, "--resume", "--out", "empty")
@@ -258,8 +256,11 @@ def test_earlier_runs_are_moved_aside(recipe, capsys, monkeypatch):
 
 
 @pytest.mark.once
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
+)
 def test_an_interrupted_run_names_resume(recipe, monkeypatch):
-    def interrupt(self, epoch, logs=None):
+    def interrupt(self, epoch, logs=None):  # Keras' CSVLogger leaves its file open
         raise KeyboardInterrupt
 
     monkeypatch.setattr(kgen.callbacks.SampleGrid, "on_epoch_end", interrupt)

@@ -41,12 +41,12 @@ class Stub:
 
     def __init__(self, model):
         self.model, self.seen, self.delay, self.states = model, [], 0.0, ["AVAILABLE"]
-        label = [] if model.num_classes is None else ["label"]
-        self.described = {
-            signature: {"inputs": {name: {} for name in [*inputs, *label]}}
-            for signature, (_, inputs, _) in model.endpoints().items()
-        }
-        self.described["sample"]["outputs"] = {"images": self.images}
+        self.described = {"sample": {}}
+        if model.num_classes is not None:
+            label = {"inputs": {"label": {}}}
+            self.described = dict.fromkeys(model.endpoints(), label)
+        outputs = {"outputs": {"images": self.images}}
+        self.described["sample"] = self.described["sample"] | outputs
 
     def find(self, name, version):
         if name != "m":
