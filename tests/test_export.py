@@ -21,7 +21,7 @@ HERE = kgen.backend.name == "tensorflow"  # others export in a TensorFlow proces
 SOME = {
     "tensorflow": ("vae-user-networks", "gated", "gan", "fvbn", "nade", "iwae"),
     "jax": ("vae-user-networks",),
-    "torch": ("vae-user-networks", "gated", "gan"),
+    "torch": ("vae-user-networks", "gan"),
 }[kgen.backend.name]
 COLD = ("fvbn",) if HERE else ()  # exported without warm-up requests
 OTHERS = tuple(name for name in zoo.MODELS if name not in SOME)

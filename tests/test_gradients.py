@@ -23,6 +23,7 @@ def result(model, method, x, y, **kwargs):
     return out[0] if isinstance(out, tuple) else out
 
 
+@pytest.mark.portable
 @pytest.mark.parametrize("name, method", CASES)
 def test_results_become_arrays(name, method, digits, digit_labels):
     model = shared(name, SHAPE, LEVELS, CLASSES if "-" in name else None)

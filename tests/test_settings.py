@@ -19,6 +19,7 @@ def recorded(model):
     return keras.callbacks.LambdaCallback(on_epoch_end=note), seen
 
 
+@pytest.mark.portable
 def test_beta_follows_its_warm_up(digits, tmp_path):
     model = zoo.randomize(zoo.new("vae", beta=1.0))
     model.compile(keras.optimizers.SGD(1e-4))
@@ -58,6 +59,7 @@ def test_beta_changes_between_two_batches(digits):
     assert second == pytest.approx(reconstruction, rel=1e-4)
 
 
+@pytest.mark.portable
 def test_learning_rate_of_alternating_optimizers(digits):
     model = zoo.new("gan")
     model.compile(
