@@ -33,6 +33,7 @@ def prepared(model, x, callbacks, kwargs):
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks
     callbacks = keras.tree.flatten(callbacks or [])
+    backend.check_load()
     if not model.compiled:  # which Keras tells of
         yield x, callbacks
         return

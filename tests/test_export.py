@@ -179,6 +179,19 @@ def test_versions_count_up_and_none_is_overwritten(tmp_path, writer):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize(
+    "name, signatures",
+    [
+        ("fvbn", "sample log_prob complete"),
+        ("iwae", "sample elbo encode decode reconstruct"),
+        ("gan", "sample generate discriminate"),
+    ],
+)
+def test_each_family_has_its_signatures(name, signatures):
+    assert set(zoo.new(name).endpoints()) == set(signatures.split())
+
+
+@pytest.mark.once
 def test_card_describes_what_is_served(tmp_path, writer):
     """Within each version, and beside them that of the one that came last."""
     model, folder = zoo.new("vae-conditional"), tmp_path / "served"

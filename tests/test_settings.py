@@ -6,6 +6,7 @@ import pytest
 import zoo
 from zoo import assert_same
 
+from kgen import backend
 from kgen.callbacks import KLWarmUp
 
 
@@ -76,3 +77,20 @@ def test_learning_rate_of_alternating_optimizers(digits):
     assert_same(before, model.trainable_variables)
     with pytest.raises(ValueError, match="generator_optimizer= alone"):
         model.compile(generator_optimizer="adam")
+
+
+@pytest.mark.skipif(backend.name != "torch", reason="PyTorch's threads")
+def test_a_busy_machine_is_told_of_once(monkeypatch, digits):
+    import torch
+
+    from kgen.backend import torch_devices
+
+    monkeypatch.setattr("os.getloadavg", lambda: (99.0, 0.0, 0.0))
+    monkeypatch.setattr(torch_devices, "_told", [])
+    model = zoo.new("vae")
+    model.compile("sgd")
+    model.fit(digits[:8], verbose=0)  # one thread, of the tests
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    with pytest.warns(UserWarning, match="99 on .* cores.* 8 threads.*set_num_threads"):
+        model.fit(digits[:8], verbose=0)
+    model.fit(digits[:8], verbose=0)

@@ -24,6 +24,7 @@ Devices, in tensorflow_devices.py, jax_devices.py, torch_devices.py:
 `replica_metrics(values, weight)`   data-parallel averaging
 `process()`                    which of how many processes that train together
 `together(variables)`          processes wait, and go on from one state
+`check_load()`                 warns of threads that will wait for cores
 `use(kind, count)`             devices for what comes after
 `device()`                     what the work runs on, in words
 
@@ -71,5 +72,6 @@ replica_gradients = _devices.replica_gradients
 replica_metrics = _devices.replica_metrics
 process = _devices.process
 together = _devices.together
+check_load = _devices.check_load
 use = _devices.use
 device = _devices.device

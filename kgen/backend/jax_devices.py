@@ -95,6 +95,10 @@ def together(variables):
         multihost_utils.sync_global_devices("kgen")
 
 
+def check_load():
+    """XLA's threads do not wait for one another as PyTorch's do."""
+
+
 def use(kind, count):
     """See kgen.distribute: the default device, or data parallelism over several."""
     if "KERAS_DISTRIBUTION_JOB_ADDRESSES" in os.environ:

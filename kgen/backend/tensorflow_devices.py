@@ -118,6 +118,10 @@ def together(variables):
         strategy.reduce(tf.distribute.ReduceOp.SUM, ones, axis=None)
 
 
+def check_load():
+    """TensorFlow's threads do not wait for one another as PyTorch's do."""
+
+
 _kept = []  # scopes that are open for the life of the process
 
 
