@@ -49,7 +49,6 @@ def atomic(path, replace=True):
         ) from error
     try:
         yield beside / path.name
-        _refuse_to_replace(path, replace)
         _to_disk(beside / path.name)
         _move(beside / path.name, path, replace)
         _sync(path.parent)
