@@ -208,6 +208,7 @@ def fuzzed(seed):
     return name, method, arguments, which
 
 
+@pytest.mark.portable
 def test_right_calls_do_not_raise():
     for name, methods in GOOD.items():
         for method, arguments in methods.items():
