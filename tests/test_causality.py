@@ -18,10 +18,12 @@ def sees(model, images, **arguments):
     for image in images:
         x = np.repeat(image.reshape(1, D), D + 1, 0)
         x[range(D), range(D)] = (x[range(D), range(D)] + 1) % levels
-        out = numpy(model.logits(x.reshape(-1, *shape).astype("uint8"), **arguments))
+        x = x.reshape(-1, *shape).astype("uint8")
+        # Without gradients PyTorch's kernels round each row in its own way.
+        out = numpy(model.logits(x, gradients=True, **arguments))
         out = out.reshape(D + 1, n, -1)
         change = np.abs(out[:-1] - out[-1:]).max(-1)  # (changed j, parameters of i)
-        seen |= (change > 3e-6 * np.abs(out).max()).T  # beyond rounding
+        seen |= (change > 1e-6 * np.abs(out).max()).T
     return seen if n == D else seen.reshape(n, n, -1).any(-1)
 
 

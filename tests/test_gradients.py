@@ -10,6 +10,7 @@ from kgen import backend
 Z = np.linspace(-1, 1, 6, dtype="float32").reshape(2, 3)
 METHODS = {
     "nade": ("log_prob", "logits"),
+    "made": ("log_prob", "logits"),
     "vae-conditional": ("elbo", "log_prob", "encode", "decode", "reconstruct"),
     "gan-critic": ("generate", "discriminate"),
 }

@@ -38,7 +38,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from kgen import random
+from kgen import backend, random
 from kgen.checks import boolean, positive, sizes
 from kgen.layers.masked_dense import MaskedDense, mask_degrees
 from kgen.models.autoregressive import Autoregressive
@@ -174,12 +174,14 @@ class MADE(Autoregressive):
     def _float_params(self, mask, x, labels=None):
         return ops.cast(self.params(x, labels, mask=mask), "float32")
 
-    def logits(self, x, labels=None, mask=0):
+    def logits(self, x, labels=None, mask=0, gradients=False):
         """The likelihood's parameters at every pixel under one of the masks, by default
-        the first: float32 (B, H, W, P). An ensemble has no others of its own."""
+        the first: float32 (B, H, W, P). An ensemble has no others of its own.
+        `gradients`: see GenerativeModel."""
         if mask not in range(self.num_masks):
             raise ValueError(f"mask must be in 0..{self.num_masks - 1}; got {mask}.")
-        return self._logits(mask, *self.checked(x, labels))
+        with backend.recording(gradients):
+            return self._logits(mask, *self.checked(x, labels))
 
     # Drawing
 
