@@ -245,6 +245,9 @@ def fit(
             callbacks=callbacks,
         )
     except KeyboardInterrupt:
+        for callback in callbacks:  # Keras' CSVLogger leaves its file open
+            if getattr(callback, "csv_file", None):
+                callback.csv_file.close()
         words = [word for word in sys.argv if word != "--resume"]
         again = shlex.join(["python", *words, "--resume"])
         raise SystemExit(f"\nInterrupted. To go on: {again}") from None

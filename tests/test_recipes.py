@@ -256,11 +256,8 @@ def test_earlier_runs_are_moved_aside(recipe, capsys, monkeypatch):
 
 
 @pytest.mark.once
-@pytest.mark.filterwarnings(
-    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning"
-)
 def test_an_interrupted_run_names_resume(recipe, monkeypatch):
-    def interrupt(self, epoch, logs=None):  # Keras' CSVLogger leaves its file open
+    def interrupt(self, epoch, logs=None):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(kgen.callbacks.SampleGrid, "on_epoch_end", interrupt)
