@@ -18,11 +18,12 @@ def check_data(model, x, y=None, what="x"):
         )
     if isinstance(x, keras.utils.PyDataset):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(x[0])
-    if isinstance(x, np.ndarray) or backend.concrete(x) is not None:
-        check_images(x, model.image_shape, model.levels, what)
+    values = x if isinstance(x, np.ndarray) else backend.concrete(x)
+    if values is not None:
+        check_images(values, model.image_shape, model.levels, what)
         if model.checked_labels(y) is not None and len(x) != len(y):
             raise ValueError(f"{what}: expected a label an image; got {len(y)} labels.")
-        if model.levels > 2 and int(ops.max(x)) == 1:
+        if model.levels > 2 and values.max() == 1:
             warnings.warn(
                 f"{what}: all values are 0 or 1, and the model has {model.levels} "
                 "levels, of which 1 is all but black. Is it to have levels=2?",
@@ -107,7 +108,7 @@ def clip(values, count):
     below or above: two booleans (B,). In plain ops, for compiled steps."""
     dtype = keras.backend.standardize_dtype(values.dtype)
     if dtype not in ("uint32", "int64", "uint64"):
-        values = ops.cast(values, "int32")  # bool and 8 bits hold no count, or no -1
+        values = ops.cast(values, "int32")  # 8 bits cannot be compared with -1 or 256
     rows = ops.reshape(values, (-1, int(np.prod(values.shape[1:]))))
     below, above = ops.min(rows, axis=1) < 0, ops.max(rows, axis=1) > count - 1
     return ops.cast(ops.clip(values, 0, count - 1), "int32"), below, above

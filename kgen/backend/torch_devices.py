@@ -103,8 +103,8 @@ _told = []  # whether the warning was given
 
 
 def check_load():
-    """Warns, once, if threads will wait for cores that other processes have: steps of
-    small models were seen to take 20 times as long."""
+    """Warns, once, if other processes have the cores that PyTorch's threads need: they
+    wait for one another, and steps of small models take many times as long."""
     cores, threads = os.cpu_count() or 1, torch.get_num_threads()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load < 1.5 * cores or threads == 1 or torch.cuda.is_available() or _told:
