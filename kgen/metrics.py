@@ -37,7 +37,7 @@ def bits_per_dim(nats, image_shape):
     return nats / (float(np.prod(image_shape)) * float(np.log(2.0)))
 
 
-def log_mean_weight(log_weights, num_samples, seed, x, *labels):
+def log_mean_weight(log_weights, num_samples, seed, x, *labels, size_of=None):
     """log 1/k sum_i w_i, the k-sample bound of Burda et al. 2016 (eq. 8): (B,) nats.
 
     The noise of sample i is a function of the image, `seed` and i, so an image's bound
@@ -49,15 +49,21 @@ def log_mean_weight(log_weights, num_samples, seed, x, *labels):
         seed: int, for another draw.
         x: images (B, H, W, C).
         *labels: (B,), for conditional models.
+        size_of: function of a number of samples, to how many to compute at once in its
+            place (`backend.program_sizes`); what is too many is not counted.
     """
     positive(num_samples=num_samples)
     keys = random.image_keys(x, seed)  # (B, 2)
     chunk = max(1, min(num_samples, _MAX_ROWS // int(x.shape[0])))
     total = None
     for start in range(0, num_samples, chunk):
-        streams = np.arange(start, min(start + chunk, num_samples), dtype="int32")
-        streams = ops.convert_to_tensor(streams)
-        part = ops.logsumexp(log_weights(x, keys, streams, *labels), axis=1)  # (B,)
+        count = min(chunk, num_samples - start)
+        computed = count if size_of is None else size_of(count)
+        streams = np.arange(start, start + computed, dtype="int32")
+        weights = log_weights(x, keys, ops.convert_to_tensor(streams), *labels)
+        if computed > count:
+            weights = ops.where(streams < start + count, weights, -float("inf"))
+        part = ops.logsumexp(weights, axis=1)  # (B,)
         total = part if total is None else ops.logaddexp(total, part)
     return total - float(np.log(num_samples))
 

@@ -7,6 +7,7 @@ Computing, in tensorflow.py, jax.py, torch.py:
 `minimize(model, fn, variables)`   one optimizer update of those variables only
 `input_gradient(model, fn, x)`     d sum(fn(x)) / dx, itself differentiable (penalties)
 `compiled(model, fn, gradients)`   fn as one compiled function of its tensors
+`program_sizes()`, `few_sizes(fn)`   batches of many sizes in few programs, on JAX
 `recording(gradients)`         a context: whether results carry a graph, on PyTorch
 `convolution(x, kernel, pads, bias)`   padded on each side by its own number of zeros
 `scan(fn, state, xs)`          a recurrence over the first axis, as one loop
@@ -55,6 +56,8 @@ step = _computing.step
 minimize = _computing.minimize
 input_gradient = _computing.input_gradient
 compiled = _computing.compiled
+program_sizes = _computing.program_sizes
+few_sizes = _computing.few_sizes
 recording = _computing.recording
 convolution = _computing.convolution
 scan = _computing.scan

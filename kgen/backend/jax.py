@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import keras
+import numpy as np
 
 from kgen.backend.jax_devices import replica_gradients, replica_loss
 
@@ -136,6 +137,47 @@ def compiled(model, fn, gradients=False):
             return fn(*args)
 
     return lambda *args: program([v.value for v in model.variables], *args)
+
+
+def program_sizes():
+    """A function of a size, such as a batch's, to the size to compute with.
+
+    XLA compiles a program for each size, which takes half a second and up to 35 MB: the
+    first four sizes stay as they are, others become powers of two."""
+    sizes = set()
+
+    def size_of(n):
+        size = n if n in sizes or len(sizes) < 4 else 1 << (n - 1).bit_length()
+        sizes.add(size)
+        return size
+
+    return size_of
+
+
+def few_sizes(fn):
+    """`fn` of tensors (B, ...), to tensors (B, ...), for batches of all sizes: they are
+    filled up to `program_sizes` with copies of their first row, so `fn`'s result for a
+    row may depend on that row alone. Scalars are passed on."""
+    size_of = program_sizes()
+
+    def call(*args, **kwargs):
+        n = next(len(a) for a in args if np.ndim(a))
+        traced = any(isinstance(a, jax.core.Tracer) for a in args)  # by a caller's jit
+        size = n if n == 0 or traced else size_of(n)
+        if size == n:
+            return fn(*args, **kwargs)
+        rows = np.where(np.arange(size) < n, np.arange(size), 0)
+        filled = [np.asarray(a)[rows] if np.ndim(a) else a for a in args]
+        result = fn(*map(jnp.asarray, filled), **kwargs)
+        return jax.tree.map(lambda y: _first(y, n), result)
+
+    return call
+
+
+def _first(y, n):
+    """The first n rows; through NumPy, for a slice of each size is a program too."""
+    values = concrete(y)
+    return y[:n] if values is None else jnp.asarray(values[:n])
 
 
 def recording(gradients):

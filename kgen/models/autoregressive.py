@@ -78,8 +78,10 @@ class Autoregressive(GenerativeModel):
         self.likelihood = likelihood_of(likelihood, self.levels, **own)
         self.num_outputs = self.likelihood.params_per_pixel(self.image_shape[-1])
         self.trackers = [Mean(name) for name in ("nll_nats", "bits_per_dim")]
-        self._logits = backend.compiled(self, self._float_params, gradients=True)
-        self._log_prob = backend.compiled(self, self.log_likelihood, gradients=True)
+        logits = backend.compiled(self, self._float_params, gradients=True)
+        log_prob = backend.compiled(self, self.log_likelihood, gradients=True)
+        self._logits = backend.few_sizes(logits)
+        self._log_prob = backend.few_sizes(log_prob)
         # One program for all temperatures T, an argument of it
         self._draw = backend.compiled(  # in place of the base's
             self, lambda T, *rows: self.draw(*rows, temperature=T)

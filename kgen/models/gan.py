@@ -121,8 +121,10 @@ class GAN(GenerativeModel):
             self.average = frozen_copy(self.generator, (latent_dim,), num_classes)
         names = LOSSES + losses.measures(self.kind) + NORMS * gradient_norms
         self.trackers = [keras.metrics.Mean(name) for name in names]
-        self._generate = backend.compiled(self, self._generated, gradients=True)
-        self._score = backend.compiled(self, self._scored, gradients=True)
+        generate = backend.compiled(self, self._generated, gradients=True)
+        score = backend.compiled(self, self._scored, gradients=True)
+        self._generate = backend.few_sizes(generate)
+        self._score = backend.few_sizes(score)
         self.built = True
 
     def compile(

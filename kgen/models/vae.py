@@ -123,7 +123,12 @@ class VAE(GenerativeModel):
         )
         self.sampling = Sampling()
         self.trackers = [keras.metrics.Mean(name) for name in self._METRICS]
-        self._elbo = backend.compiled(self, self._keyed_elbo, gradients=True)
+        elbo = backend.compiled(self, self._keyed_elbo, gradients=True)
+        self._elbo = backend.few_sizes(elbo)
+        self._bound = backend.few_sizes(self._importance_weighted)
+        self._chunk_sizes = backend.program_sizes()
+        self._encode = backend.few_sizes(self._posterior)
+        self._decode = backend.few_sizes(self._expected)
         self._log_weights = backend.compiled(self, self.log_weights, gradients=True)
         self._draw_expected = backend.compiled(self, self._draw_mean)
         self.built = True
@@ -220,7 +225,13 @@ class VAE(GenerativeModel):
         """
         checked = self.checked(x, labels)
         with backend.recording(gradients):
-            return log_mean_weight(self._log_weights, num_samples, seed, *checked)
+            return self._bound(*checked, num_samples=num_samples, seed=seed)
+
+    def _importance_weighted(self, x, *labels, num_samples, seed):
+        sizes = {"size_of": self._chunk_sizes}
+        return log_mean_weight(
+            self._log_weights, num_samples, seed, x, *labels, **sizes
+        )
 
     def log_weights(self, x, keys, streams, labels=None):
         """log p(x, z) / q(z | x) for k latents drawn from q: (B, k) nats.
@@ -250,14 +261,18 @@ class VAE(GenerativeModel):
     def encode(self, x, labels=None, gradients=False):
         """Posterior of images: mean and log variance, float32 (B, L) each."""
         with backend.recording(gradients):
-            return self._posterior(*self.checked(x, labels))
+            return self._encode(*self.checked(x, labels))
 
     def decode(self, z, labels=None, gradients=False):
         """E[x | z] of latents (B, L): float32 (B, H, W, C) in 0..levels-1; for two
         levels this is the probability of 1."""
         z, labels = checked_latents(z, self.latent_dim), self.checked_labels(labels)
+        given = [z] if labels is None else [z, labels]
         with backend.recording(gradients):
-            return self.likelihood.mean(self._params(z, labels))
+            return self._decode(*given)
+
+    def _expected(self, z, labels=None):
+        return self.likelihood.mean(self._params(z, labels))
 
     def reconstruct(self, x, labels=None, gradients=False):
         """E[x | z = posterior mean]: float32 (B, H, W, C) in 0..levels-1."""
