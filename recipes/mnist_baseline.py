@@ -35,7 +35,6 @@ import numpy as np
 import kgen
 from kgen.data.images import bernoulli
 
-
 try:
     splits = kgen.data.load(args.data)
 except (ValueError, RuntimeError, ImportError) as error:

@@ -1,5 +1,5 @@
-"""Whether a download can begin at all. TensorFlow Datasets tries each file 11 times, with
-pauses of 204 s in all, before it reports that there is no network; and more where
+"""Whether a download can begin at all. TensorFlow Datasets tries each file 11 times,
+with pauses of 204 s in all, before it reports that there is no network; and more where
 packets are dropped, for it sets no time limit."""
 
 import socket
