@@ -222,7 +222,7 @@ def test_average_of_few_steps_is_near_the_generator(digits):
     """Ten steps with a decay of 0.999, of which a plain average keeps 99 % of the
     weights that it began with. Steps of D do not count."""
     settings = {"loss": "hinge", "discriminator_steps": 2}
-    model = gan(architecture="mlp", width=5, ema=0.999, **settings)
+    model = gan(architecture="mlp", width=10, ema=0.999, **settings)
     members = {"discriminator": Adam(1e-2), "generator": Adam(1e-2)}
     model.compile(kgen.optimizers.Alternating(**members))
     first = zoo.weights(model.generator)
