@@ -7,7 +7,9 @@ What for: samples of a model are to be compared with the distance that as many t
     several, without replacement, and writes mean and standard deviation.
 Data: mnist, 54,000 train (of which the images are drawn), 10,000 test, in gray and as
     Bernoulli draws. Trains and chooses nothing.
-Ours: recipes/results/mnist_baseline.json and .md; a minute on two cores.
+Ours: 2.89 (standard deviation 0.39) for 1,000 gray images, 0.964 (0.081) for 10,000; of
+    binary ones 2.82 (0.38) and 0.911 (0.076); 20 draws, PyTorch, a minute on two cores;
+    recipes/results/mnist_baseline.md.
 """
 
 import argparse
