@@ -267,7 +267,7 @@ def test_runs_of_a_gan_are_moved_aside_and_resumed(recipe, monkeypatch):
     44 batches, with a backup of 30, then writes the steps that the whole one wrote."""
     monkeypatch.setattr(kgen.export, "_write", lambda model, path, served: path.mkdir())
     monkeypatch.setattr(kgen.export, "_write_in_child", kgen.export._write)
-    flags = [*DIGITS, "--width", "5", "--batch-size", "30", "--epochs", "2"]
+    flags = [*DIGITS, "--width", "10", "--batch-size", "30", "--epochs", "2"]
     flags += ["--out", "mine", "--save-freq", "15"]
     recipe("gan_mlp_mnist", *flags)
     record = Path("mine", "metrics.json").read_text()
