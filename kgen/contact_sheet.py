@@ -7,7 +7,9 @@ import numpy as np
 
 from kgen import files
 
-_SIDE, _NAME = 56, 150  # of an image, and the width of its row's name, in pixels
+# In pixels: side of an image, space between images, around captions, between columns;
+# and the captions' font, which at 10 leaves no space between words.
+_SIDE, _SPACE, _MARGIN, _GUTTER, _FONT = 56, 2, 6, 24, 14
 
 
 def tiles(path):
@@ -61,8 +63,14 @@ def _rows(found, known):
     return rows
 
 
+def _extent(name, pen, font):
+    """Right and lower end of a caption that is drawn at (0, 0)."""
+    return pen.multiline_textbbox((0, 0), name, font, spacing=_SPACE)[2:]
+
+
 def draw(found, known, path, n=8, columns=2):
-    """Draws the picture, a PNG, and returns its path.
+    """Draws the picture, a PNG, and returns its path. Captions, to the left of their
+    row, have the width of the longest.
 
     Args:
         found: the runs' cards, as of `kgen.results.records`.
@@ -74,21 +82,28 @@ def draw(found, known, path, n=8, columns=2):
     Raises:
         ValueError: there are no samples.
     """
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     rows = _rows(found, known)
     if not rows:
         raise ValueError("No samples.png beside a metrics.json.")
+    font = ImageFont.load_default(_FONT)
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    extents = [_extent(name, pen, font) for name, _ in rows]
+    caption = 2 * _MARGIN + int(np.ceil(max(right for right, _ in extents)))
+    tall = max(_SIDE + 4, _MARGIN + int(np.ceil(max(low for _, low in extents))))
     columns = min(columns, len(rows))
-    high, wide, tall = -(-len(rows) // columns), _NAME + n * (_SIDE + 2), _SIDE + 4
-    page = Image.new("RGB", (columns * wide, high * tall), "white")
+    high, wide = -(-len(rows) // columns), caption + n * (_SIDE + _SPACE)
+    size = columns * wide + (columns - 1) * _GUTTER, high * tall
+    page = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(page)
     for row, (name, file) in enumerate(rows):
-        left, top = row // high * wide, row % high * tall
-        pen.multiline_text((left + 4, top + 2), name, fill="black", spacing=2)
+        left, top = row // high * (wide + _GUTTER), row % high * tall
+        at = left + _MARGIN, top + 2
+        pen.multiline_text(at, name, "black", font, spacing=_SPACE)
         for i, cell in enumerate(tiles(file)[:n]):
             cell = Image.fromarray(cell).resize((_SIDE,) * 2, Image.Resampling.NEAREST)
-            page.paste(cell, (left + _NAME + i * (_SIDE + 2), top))
+            page.paste(cell, (left + caption + i * (_SIDE + _SPACE), top))
     with files.atomic(path) as unfinished:
         page.save(unfinished)
     return Path(path)

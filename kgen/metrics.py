@@ -130,6 +130,7 @@ class Distances:
     then what could be reached, a ceiling), the others of the whole reference. Frechet
     distances fall with the number of images: compare those of one `mnist_images`. If
     there are too few floor images, all are taken, and `mnist_images_floor` says so.
+    The floor is of one draw; of several, `frechet_baseline` gives mean and deviation.
 
     Args:
         features: keras.Model, from float images (B, H, W, C) in 0..1 to (B, d).
@@ -188,6 +189,30 @@ class Distances:
             self._floors[n] = self._measured(self._of(self._own[:n]))
         names = self.names[len(self._MEASURES) :]
         return dict(zip(names, self._floors[n], strict=True))
+
+    def frechet_baseline(self, n, draws=20, seed=0):
+        """Mean and standard deviation of the Frechet distance of n of the floor images
+        from the reference, over so many draws, each without replacement.
+
+        Raises:
+            ValueError: n is below 2 or above the number of floor images, or `draws` is
+                below 2.
+        """
+        positive(n=n, draws=draws)
+        if not 2 <= n <= len(self._own) or draws < 2:
+            raise ValueError(
+                f"n must be in 2..{len(self._own)}, the number of floor images, and "
+                f"draws at least 2; got n={n}, draws={draws}."
+            )
+        rng = np.random.default_rng(seed)
+        chosen = [rng.choice(len(self._own), n, replace=False) for _ in range(draws)]
+        which, index = np.unique(chosen, return_inverse=True)
+        features = self._of(self._own[which])  # of each image once
+        values = [
+            frechet_distance(features[rows], self._reference)
+            for rows in index.reshape(draws, n)
+        ]
+        return float(np.mean(values)), float(np.std(values, ddof=1))
 
     def check_model(self, model):
         """A ValueError if the model's images are not of the reference's kind."""

@@ -125,7 +125,7 @@ def machines(found):
         machine = f"{card['machine']}, {card.get('device', 'CPU')}"
         where.setdefault(machine, set()).add(card["date"])
     parts = [f"{m} ({', '.join(sorted(dates))})" for m, dates in where.items()]
-    return f"Measured on: {'; '.join(parts)}."
+    return _one_line(f"Measured on: {'; '.join(parts)}.")
 
 
 def likelihood_rows(found, systems):
@@ -220,12 +220,17 @@ def known_systems(published):
     return json.loads(Path(published).read_text()) if Path(published).exists() else {}
 
 
+def _one_line(text):
+    """Records may be of others: no line breaks, no HTML."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
 def table(head, rows):
     """Markdown; a row of one cell is a heading. What a cell holds stays within it."""
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        cells = [" ".join(cell.split()) for cell in row]
-        cells = [cell.replace("|", r"\|").replace("<", "&lt;") for cell in cells]
+        # a backslash before the one that escapes the bar would undo it
+        cells = [re.sub(r"\\*\|", r"\\|", _one_line(cell)) for cell in row]
         lines.append(f"| {' | '.join(cells + [''] * (len(head) - len(row)))} |")
     return "\n".join(lines)
 

@@ -7,13 +7,27 @@ several seeds are played, as one alone tells little.
 """
 
 import argparse
+import functools
+import json
+import re
 import statistics
+import warnings
 from pathlib import Path
 
 from common import fit
-from records import training, write_results
+from records import prepare, training, write_results
 
 SAMPLES = 10_000
+
+
+def prepare_runs(args, names, files=()):
+    """Makes `args.out`; without --resume, what earlier runs of these names left there
+    is moved to `earlier_1/`, with their record and such `files`."""
+    out, earlier = Path(args.out), []
+    if (out / "metrics.json").exists():  # of other seeds, for instance
+        card = json.loads((out / "metrics.json").read_text())
+        earlier = card.get("results", {}).get("games", [])
+    prepare(out, args.resume, [*names, *earlier, *files])
 
 
 def play(args, splits, name, model, callbacks=(), seed=None):
@@ -39,9 +53,22 @@ def measurable(splits):
     return tuple(splits.image_shape) == (28, 28, 1)
 
 
+@functools.cache  # once in a run
+def warn_of_other_data(name):
+    """Warns if the features of MNIST are about to measure something else."""
+    if re.split("[:/]", name)[0] not in ("mnist", "binarized_mnist"):
+        warnings.warn(
+            f"The distances of {name} are over the features of a classifier of MNIST's "
+            "digits, which may not see what matters in other images: compare them with "
+            "the floor, and with nothing but runs on the same data.",
+            stacklevel=2,
+        )
+
+
 def _distances(splits, reference):
     import kgen
 
+    warn_of_other_data(splits.name)
     features = kgen.metrics.mnist_features()
     levels = splits.levels
     return kgen.metrics.Distances(features, "mnist", reference, splits.train, levels)
@@ -105,7 +132,9 @@ def seeds_of(args, make, splits):
     import keras
 
     games, seconds = {}, 0.0
-    for seed in range(args.seed, args.seed + args.seeds):
+    seeds = range(args.seed, args.seed + args.seeds)
+    prepare_runs(args, [f"seed_{seed}" for seed in seeds])
+    for seed in seeds:
         keras.utils.set_random_seed(seed)
         name, model = f"seed_{seed}", make()
         seconds += play(args, splits, name, model, seed=seed)

@@ -23,7 +23,8 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
     Args:
         card: the recipe's docstring, shown by --help.
         name: of the recipe, and of its folders under runs/ and saved_models/; with
-            other data their name takes the place of the recipe's.
+            other data their name takes the place of the recipe's, and --levels is
+            added.
         data, epochs, batch_size: the recipe's own.
         sizes: of the recipe's network, positive integers; each has a flag.
     """
@@ -38,6 +39,7 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
         flag = f"--{size.replace('_', '-')}"
         add(flag, type=int, default=default, help="default: %(default)s")
     add("--data", default=data, help="tfds name, 'digits' or a folder of images")
+    add("--levels", type=int, help="gray levels to quantize to; default: the data's")
     add("--steps", type=int, help="optimizer steps, in place of --epochs")
     add("--lr", type=float, help="the highest learning rate; default: the recipe's")
     add("--name", help=f"of the run and of what is exported; default: {name}")
@@ -54,6 +56,8 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
         args.name = name
         if args.data != data:
             args.name = f"{name.removesuffix(f'_{data}')}_{Path(args.data).name}"
+        if args.levels is not None:
+            args.name = f"{args.name}_{args.levels}_levels"
     if not re.fullmatch(r"\w[\w.-]*", args.name):
         parser.error(f"--name {args.name}: expected letters, digits and _.-")
     if args.smoke:  # apart from a real run's folder and a served model's versions
@@ -65,6 +69,8 @@ def arguments(card, name, *, data, epochs, batch_size, **sizes):
         value = getattr(args, flag)
         if value is not None and value < 1:
             parser.error(f"--{flag.replace('_', '-')} must be at least 1")
+    if args.levels is not None and not 2 <= args.levels <= 256:
+        parser.error("--levels must be in 2..256")
     if args.lr is not None and not 0.0 < args.lr < 10.0:
         parser.error("--lr must be in 0..10")
     if args.backend:
@@ -96,10 +102,12 @@ def load(args, **kwargs):
 
     from kgen import data
 
+    kwargs = {"levels": args.levels} | kwargs
     try:
         splits = data.load(args.data, batch_size=args.batch_size, **kwargs)
     except (ValueError, RuntimeError, ImportError) as error:
-        raise SystemExit(f"--data {args.data}: {error}") from error
+        levels = f" --levels {args.levels}" if args.levels else ""
+        raise SystemExit(f"--data {args.data}{levels}: {error}") from error
     if not isinstance(splits.train, np.ndarray):
         raise SystemExit(
             f"--data {args.data} does not fit in memory as this recipe wants."
@@ -115,6 +123,12 @@ def load(args, **kwargs):
 
 def load_binary(args):
     """Images of two levels: as they are, or drawn from their grey levels once."""
+    if args.levels is not None:
+        raise SystemExit(
+            f"--levels {args.levels}: this recipe is of binary images, which it draws "
+            "from gray ones by itself. For gray levels take vae_digits.py, "
+            "pixel_cnn_pp_fashion_mnist.py or a GAN's recipe."
+        )
     already = args.data == "binarized_mnist"
     return load(args, binarize=None if already else "static")
 

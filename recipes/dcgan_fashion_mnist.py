@@ -16,7 +16,8 @@ Ours: mnist_frechet_distance 2.27, the training images' own 0.20; kernel distanc
 Differences from the paper:
   1. Widths of 32, 64, 128 for 28x28 images; in 0..1, of a sigmoid.
   2. 6 epochs in batches of 64, in place of 128; samples are of an average of G's
-     weights (0.999).
+     weights (0.999). The recorded run had this decay from the first step on; now it
+     rises to it, see `ema` of kgen.models.GAN.
 """
 
 from adversarial import finish, seeds_of

@@ -27,10 +27,11 @@ Differences from the paper:
   2. One setting for each game: Adam(1e-3, 0.5), as small networks for a short time want
      it; for WGAN-GP Adam(1e-3, 0.5, 0.9), for WGAN RMSprop(1e-3) and clipping at 0.03;
      3 steps of a critic, on the same images.
-  3. Samples are of an average of G's weights (0.995).
+  3. Samples are of an average of G's weights (0.995). The recorded run had this decay
+     from the first step on; now it rises to it, see `ema` of kgen.models.GAN.
 """
 
-from adversarial import finish, play
+from adversarial import finish, play, prepare_runs
 from common import arguments, load
 
 args = arguments(
@@ -61,6 +62,7 @@ GAMES = {
 
 splits = load(args)
 models, seconds = {}, 0.0
+prepare_runs(args, GAMES)
 for name, (settings, optimizer, rates) in GAMES.items():
     keras.utils.set_random_seed(args.seed)
     model = kgen.models.GAN(

@@ -21,7 +21,7 @@ Differences from the paper:
 import csv
 from pathlib import Path
 
-from adversarial import finish, play
+from adversarial import finish, play, prepare_runs
 from common import arguments, load
 
 args = arguments(
@@ -33,42 +33,55 @@ import numpy as np
 
 import kgen
 
+LOSSES = "non_saturating", "minimax"
 WINDOW = 20  # steps that a point of the plot is the mean of
 
 
 class Steps(keras.callbacks.Callback):
-    """What `fit` reports, as means over WINDOW steps in place of the epoch so far:
-    written to `path` after each epoch."""
+    """What `fit` reports, as means over WINDOW steps in place of the epoch so far: each
+    a row of `path`, written at once. A resumed run, also within an epoch, drops the
+    rows of steps after its backup, which come again."""
 
     shown = ("generator_gradient_norm", "accuracy_real", "accuracy_generated")
 
     def __init__(self, path):
         super().__init__()
-        self.path = Path(path)
+        self.path, self.rows = Path(path), []
 
     def on_train_begin(self, logs=None):
-        self.rows = []
-        if args.resume and self.path.exists():
-            lines = self.path.read_text().splitlines()
-            self.rows = [list(map(float, row)) for row in csv.reader(lines)]
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        step = self._step()  # as restored: 0 in a new run
+        # a line that a kill cut off is of a later step, or has no second column
+        rows = [row for row in csv.reader(lines) if len(row) > len(self.shown)]
+        rows = [row for row in rows if int(row[0]) <= step]
+        self.rows = [[int(row[0]), *map(float, row[1:])] for row in rows]
+        with kgen.files.atomic(self.path) as unfinished:
+            self._append(unfinished, self.rows)
 
     def on_epoch_begin(self, epoch, logs=None):
-        first = epoch * self.params["steps"]
-        self.rows = [row for row in self.rows if row[0] <= first]
-        self.first, self.last = first, np.zeros(len(self.shown))
+        self.first, self.skipped = epoch * self.params["steps"], self._step()
+        self.skipped -= self.first
 
     def on_train_batch_end(self, batch, logs=None):
+        batches = self.skipped + batch + 1
         window = min(WINDOW, self.params["steps"])
-        if (batch + 1) % window == 0:  # logs are means over the epoch so far
-            total = (batch + 1) * np.array([float(logs[k]) for k in self.shown])
-            means = (total - self.last) / window
-            self.rows.append([self.first + batch + 1, *means])
-            self.last = total
+        if batches % window:
+            return
+        # logs are means over the epoch so far, rows what was before
+        before = [row[1:] for row in self.rows if row[0] > self.first]
+        before = window * np.sum(before, axis=0) if before else 0.0
+        total = batches * np.array([float(logs[k]) for k in self.shown])
+        means = ((total - before) / window).tolist()
+        self.rows.append([self.first + batches, *means])
+        if kgen.files.writes():
+            self._append(self.path, self.rows[-1:])
 
-    def on_epoch_end(self, epoch, logs=None):
-        with kgen.files.atomic(self.path) as unfinished:
-            with open(unfinished, "w", newline="") as file:
-                csv.writer(file).writerows(self.rows)
+    def _step(self):
+        return int(self.model.optimizer.iterations)
+
+    def _append(self, path, rows):
+        with open(path, "a", newline="") as file:
+            csv.writer(file).writerows(rows)
 
 
 def plot(path, games):
@@ -98,7 +111,8 @@ def plot(path, games):
 
 splits = load(args)
 models, watched, seconds = {}, {}, 0.0
-for loss in ("non_saturating", "minimax"):
+prepare_runs(args, LOSSES, [f"{loss}_steps.csv" for loss in LOSSES])
+for loss in LOSSES:
     keras.utils.set_random_seed(args.seed)
     model = kgen.models.GAN(
         splits.image_shape,

@@ -12,8 +12,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 
-def prepare(out, resume):
-    """The folder of the results: made, and without an earlier run's state."""
+def prepare(out, resume, also=()):
+    """Makes the folder of the results. Without `resume`, what an earlier run left there
+    is moved to a folder of its own: `also` names what a recipe leaves beside the usual.
+    """
     import kgen
 
     try:
@@ -25,7 +27,7 @@ def prepare(out, resume):
             f"--out {out}: cannot write there ({error}). Choose another folder."
         ) from error
     if not resume and kgen.files.writes():
-        _put_aside(out)
+        _put_aside(out, also)
     kgen.distribute.wait()
 
 
@@ -33,10 +35,11 @@ _STATE = ("backup", "best.weights.h5", "history.csv")
 _RESULTS = ("metrics.json", "model.keras", "preset", "epochs")
 
 
-def _put_aside(out):
-    """An earlier run's state and results, into a folder of their own: without --resume
-    the new run would overwrite hours of work."""
-    there = [name for name in (*_STATE, *_RESULTS) if (out / name).exists()]
+def _put_aside(out, also):
+    """Moves an earlier run's state and results: without --resume the new run would
+    overwrite hours of work."""
+    names = dict.fromkeys([*_STATE, *_RESULTS, *also])
+    there = [name for name in names if (out / name).exists()]
     if not there:
         return
     number = 1

@@ -16,7 +16,8 @@ Differences from the paper:
   1. DCGAN's networks of 32 filters; 6 epochs in batches of 64.
   2. Adam(2e-4, 0.5) and one step of D for each of G; the paper tries six such settings,
      with up to 5 steps of D.
-  3. Samples are of an average of G's weights (0.999).
+  3. Samples are of an average of G's weights (0.999). The recorded run had this decay
+     from the first step on; now it rises to it, see `ema` of kgen.models.GAN.
 """
 
 from adversarial import finish, seeds_of

@@ -19,7 +19,7 @@ Differences from the paper:
   4. The epoch is chosen by the validation ELBO.
 """
 
-from common import arguments, finish, fit, load
+from common import arguments, finish, fit, load_binary
 
 args = arguments(
     __doc__, "vae_binarized_mnist", data="binarized_mnist", epochs=100, batch_size=100
@@ -45,8 +45,7 @@ def gated_mlp(input_shape, output_shape, outputs):
 
 
 keras.utils.set_random_seed(args.seed)
-already = args.data == "binarized_mnist"
-splits = load(args, binarize=None if already else "static")
+splits = load_binary(args)
 H, W, C = splits.image_shape
 model = kgen.models.VAE(
     splits.image_shape,

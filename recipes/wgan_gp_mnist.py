@@ -17,7 +17,8 @@ Differences from the paper:
   2. 3 critic steps for each of G, on the same images; the paper has 5, on others.
   3. Adam(5e-4, 0.5, 0.9) in place of 1e-4; 5 epochs in batches of 64, in place of
      200,000 steps of 50 in the authors' code for MNIST.
-  4. Samples are of an average of G's weights (0.995).
+  4. Samples are of an average of G's weights (0.995). The recorded run had this decay
+     from the first step on; now it rises to it, see `ema` of kgen.models.GAN.
 """
 
 from adversarial import finish, seeds_of

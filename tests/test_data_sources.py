@@ -1,5 +1,8 @@
 """kgen.data from folders of images and TensorFlow Datasets, in memory or as streams."""
 
+import socket
+import threading
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +10,9 @@ from test_data import gather, multiset
 from zoo import prepared
 
 import kgen.data as data
+from kgen.data import network
 from kgen.data.images import read_image
+from kgen.data.network import check_reachable
 
 pytestmark = [
     pytest.mark.once,
@@ -270,10 +275,11 @@ def test_tfds_set_of_many_sizes_without_test_split(tmp_path):
 def test_wrong_tfds_sets_raise(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
-    def offline(self, **kw):
+    def offline(*arguments, **kw):
         raise ConnectionError("no network")
 
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
+    monkeypatch.setattr(socket, "create_connection", lambda *_: socket.socket())
     (tmp_path / "empty").mkdir()
     for name, error, words in (
         ("mnisst", ValueError, "'digits'.*folder.*did you mean 'mnist'"),
@@ -283,3 +289,62 @@ def test_wrong_tfds_sets_raise(tmp_path, monkeypatch):
     ):
         with pytest.raises(error, match=words):
             data.load(name, data_dir=str(tmp_path / "empty"))
+
+
+@pytest.fixture
+def connect(monkeypatch):
+    """Connections to hosts whose names begin with "up" succeed, to "silent" ones never
+    end, others fail. A list of the hosts that were asked."""
+    asked, end = [], threading.Event()
+
+    def create_connection(host, timeout):
+        asked.append(host)
+        if host[0].startswith("silent"):
+            end.wait(60)
+        if not host[0].startswith("up"):
+            raise socket.gaierror("unknown name")
+        return socket.socket()
+
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(socket, "create_connection", create_connection)
+    yield asked
+    end.set()
+
+
+def test_no_network_is_found_before_the_download(connect, tmp_path, monkeypatch):
+    """tfds tries for minutes. With the files there, it is asked."""
+    import tensorflow_datasets as tfds
+
+    def prepare(self, **kw):
+        raise ConnectionError("tfds was asked")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", prepare)
+    words = "'cifar10' is not prepared in .*www.cs.toronto.edu: unknown.*TFDS_DATA_DIR"
+    with pytest.raises(RuntimeError, match=words):
+        data.load("cifar10", data_dir=str(tmp_path))
+    assert connect == [("www.cs.toronto.edu", 443)]
+    (tmp_path / "downloads").mkdir()
+    (url,) = tfds.builder("cifar10", data_dir=str(tmp_path)).url_infos
+    kept = tmp_path / "downloads" / "cifar.tar.gz.INFO"
+    for urls, words in (("of another set", "unknown name"), (url, "tfds was asked")):
+        kept.write_text(f'{{"urls": ["{urls}"]}}')
+        with pytest.raises(RuntimeError, match=words):
+            data.load("cifar10", data_dir=str(tmp_path))
+
+
+def test_one_reachable_server_is_enough(connect, monkeypatch):
+    check_reachable([])
+    check_reachable(["/a/file", "gs://bucket/file"])
+    assert not connect
+    check_reachable(["https://down/x", "https://silent/x", "http://up:81/x"])
+    assert ("up", 81) in connect
+    monkeypatch.setattr(network, "PATIENCE", 0.2)
+    words = "down: unknown name; silent: no answer in 0.2 s"
+    with pytest.raises(ConnectionError, match=words):
+        check_reachable(["https://down/x", "https://silent/x"])
+    for proxy in ("http://up.proxy:3128", "up.proxy:3128"):
+        monkeypatch.setenv("https_proxy", proxy)
+        check_reachable(["https://down/x"])
+        assert connect[-1] == ("up.proxy", 3128)

@@ -17,7 +17,7 @@ import kgen
 from kgen import backend
 from kgen.models import GAN
 from kgen.models.gan_losses import gradient_penalty, loss_of, norms, r1_penalty
-from kgen.models.gan_parts import Prior
+from kgen.models.gan_parts import Prior, warm_up_decay
 
 exhaustive = pytest.mark.exhaustive
 
@@ -187,13 +187,15 @@ def test_batch_statistics_are_of_each_pass(digits):
 
 @pytest.mark.portable
 def test_average_follows_generator_and_norms_are_reported(digits):
+    """With the decay 2/11 after the first step, and 0.2 after the second, for 3/12 is
+    above it."""
     fresh = gan(ema=0.75)
     zoo.assert_same(fresh.average, fresh.generator)
-    model = zoo.new("gan", ema=0.75)
+    model = zoo.new("gan", ema=0.2)
     model.compile(generator_optimizer=SGD(0.1), discriminator_optimizer=SGD(0.01))
     average = zoo.weights(model.generator)
     networks = (model.generator, 0.1), (model.discriminator, 0.01)
-    for _ in range(2):
+    for decay in (2 / 11, 0.2):
         before = [[numpy(v) for v in net.trainable_variables] for net, _ in networks]
         logs = model.fit(digits[:32], batch_size=32, verbose=0).history
         expected = []
@@ -204,7 +206,7 @@ def test_average_follows_generator_and_norms_are_reported(digits):
         found = [logs[f"{k}_gradient_norm"][0] for k in ("generator", "discriminator")]
         assert found == pytest.approx(expected, rel=1e-3)
         pairs = zip(average, zoo.weights(model.generator), strict=True)
-        average = [0.75 * a + 0.25 * b for a, b in pairs]
+        average = [decay * a + (1.0 - decay) * b for a, b in pairs]
     zoo.assert_same(zoo.weights(model.average), average, atol=1e-5)
     z = numpy(model.prior.of(tensor(kgen.random.image_seeds(0, 2), "int32")))
     sampled, generated = model.sample(2, seed=0), numpy(model.generate(z))
@@ -213,6 +215,28 @@ def test_average_follows_generator_and_norms_are_reported(digits):
         v.assign(v + 1.0)
     np.testing.assert_array_equal(model.sample(2, seed=0), sampled)
     np.testing.assert_array_equal(numpy(model.generate(z)), generated)
+
+
+@pytest.mark.portable
+def test_average_of_few_steps_is_near_the_generator(digits):
+    """Ten steps with a decay of 0.999, of which a plain average keeps 99 % of the
+    weights that it began with. Steps of D do not count."""
+    settings = {"loss": "hinge", "discriminator_steps": 2}
+    model = gan(architecture="mlp", width=10, ema=0.999, **settings)
+    members = {"discriminator": Adam(1e-2), "generator": Adam(1e-2)}
+    model.compile(kgen.optimizers.Alternating(**members))
+    first = zoo.weights(model.generator)
+    model.fit(digits[:160], batch_size=16, verbose=0)
+    last, average = zoo.weights(model.generator), zoo.weights(model.average)
+
+    def distance(a, b):
+        return np.sqrt(sum(np.sum((v - w) ** 2) for v, w in zip(a, b, strict=True)))
+
+    assert distance(average, last) < 0.5 * distance(first, last)
+    assert int(numpy(model._generator_steps())) == 10
+    decays = [float(numpy(warm_up_decay(0.999, t))) for t in (0, 9, 8990, 10**6)]
+    assert decays == pytest.approx([0.1, 10 / 19, 0.999, 0.999], rel=1e-6)
+    assert decays[2] == decays[3]
 
 
 # Penalties

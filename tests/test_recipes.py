@@ -8,6 +8,8 @@ import runpy
 import signal
 import subprocess
 import sys
+import types
+import warnings
 from pathlib import Path
 
 import keras
@@ -39,7 +41,7 @@ def recipe(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(RECIPES)
     monkeypatch.chdir(tmp_path)
     yield run
-    for module in ("common", "records"):
+    for module in ("adversarial", "common", "records"):
         sys.modules.pop(module, None)
 
 
@@ -58,7 +60,9 @@ def by_backend(**recipes):
 
 
 def run_name(recipe, flags):
-    """Runs on other data than the recipe's are named after them."""
+    """Runs on other data than the recipe's, or other levels, are named after them."""
+    if "--levels" in flags:
+        return f"{recipe}_{flags[flags.index('--levels') + 1]}_levels_smoke"
     if "digits" not in flags or recipe == "vae_digits":
         return f"{recipe}_smoke"
     if recipe not in ("gan_losses", "mnist_features"):
@@ -105,6 +109,7 @@ def test_smoke_run_reaches_the_saved_model(name, tmp_path):
     mnist = name in ("vae_binarized_mnist", "fvbn_binarized_mnist")
     mnist &= name not in DEFAULT and zoo.prepared("binarized_mnist")
     flags = ["--smoke", "--seed", "3", *(() if mnist else DIGITS)]
+    flags += ["--levels", "9"] * (name == "vae_digits")
     printed = run(name, *flags, cwd=tmp_path)
     called = run_name(name, flags)
     out = tmp_path / "runs" / called
@@ -118,6 +123,7 @@ def test_smoke_run_reaches_the_saved_model(name, tmp_path):
         assert contrast(out / f"{picture}.png") > 10  # not blank
     assert (out / "model.keras").exists()
     card = read_card(out)
+    assert (", 9 levels," in card["data"]) == ("--levels" in flags)
     assert_exported(tmp_path, called, card)
     assert card["seed"] == 3 and card["backend"] == kgen.backend.name
     results = card["results"]
@@ -256,6 +262,60 @@ def test_earlier_runs_are_moved_aside(recipe, capsys, monkeypatch):
 
 
 @pytest.mark.once
+def test_runs_of_a_gan_are_moved_aside_and_resumed(recipe, monkeypatch):
+    """The record of several networks too. A run that is interrupted after the 42nd of
+    44 batches, with a backup of 30, then writes the steps that the whole one wrote."""
+    monkeypatch.setattr(kgen.export, "_write", lambda model, path, served: path.mkdir())
+    monkeypatch.setattr(kgen.export, "_write_in_child", kgen.export._write)
+    flags = [*DIGITS, "--width", "10", "--batch-size", "30", "--epochs", "2"]
+    flags += ["--out", "mine", "--save-freq", "15"]
+    recipe("gan_mlp_mnist", *flags)
+    record = Path("mine", "metrics.json").read_text()
+    batches = 0
+
+    def interrupt(self, batch, logs=None):
+        nonlocal batches
+        batches += 1
+        if batches == 3 * 44 + 42:  # of the second network, in its second epoch
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kgen.callbacks.CollapseGuard, "on_train_batch_end", interrupt)
+        with pytest.raises(SystemExit, match="Interrupted"):
+            recipe("gan_mlp_mnist", *flags)
+    out, earlier = Path("mine"), Path("mine", "earlier_1")
+    assert (earlier / "metrics.json").read_text() == record
+    assert not (out / "metrics.json").exists()
+    for name in ("preset", "minimax/model.keras", "gradient_norms.png", "minimax.png"):
+        assert (earlier / name).exists()
+    steps = "minimax_steps.csv"
+    (out / steps).write_text((out / steps).read_text() + "88,0.5,")  # a cut-off line
+    assert (out / steps).read_text().count("\n") == 4
+    recipe("gan_mlp_mnist", *flags, "--resume")
+    for name in (steps, "non_saturating_steps.csv"):
+        assert (out / name).read_text() == (earlier / name).read_text()
+        rows = np.loadtxt(out / name, delimiter=",")
+        assert rows[:, 0].tolist() == [20, 40, 64, 84] and np.ptp(rows, 0).min() > 0
+    assert (out / "metrics.json").exists()
+
+
+@pytest.mark.once
+def test_other_data_than_mnist_warn_once(recipe, rng, monkeypatch):
+    import adversarial
+
+    x = rng.integers(0, 2, (20, 28, 28, 1))
+    splits = types.SimpleNamespace(name="binarized_mnist", levels=2, train=x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        adversarial._distances(splits, x)
+    splits.name = "garments"
+    with pytest.warns(UserWarning, match="garments are over .* of MNIST") as caught:
+        for _ in range(2):
+            adversarial._distances(splits, x)
+    assert sum("garments" in str(w.message) for w in caught) == 1
+
+
+@pytest.mark.once
 def test_an_interrupted_run_names_resume(recipe, monkeypatch):
     def interrupt(self, epoch, logs=None):
         raise KeyboardInterrupt
@@ -279,6 +339,8 @@ def test_an_interrupted_run_names_resume(recipe, monkeypatch):
         (["--out", "file/run"], "cannot write there"),
         (["--lr", "-1"], "--lr must be in 0..10"),
         (["--steps", "0"], "--steps must be at least 1"),
+        (["--levels", "1"], "--levels must be in 2..256"),
+        (["--levels", "18"], "--data digits --levels 18: "),
         (["--name", "../up"], "expected letters, digits and _.-"),
     ],
 )
@@ -291,3 +353,10 @@ def test_wrong_flags_end_with_a_message(flags, words, recipe, tmp_path, capsys):
     printed = capsys.readouterr()
     assert words in (message if isinstance(message, str) else printed.err)
     assert message and "epoch 1" not in printed.out
+
+
+@pytest.mark.once
+def test_recipes_of_binary_images_refuse_levels(recipe):
+    for name in ("fvbn_binarized_mnist", "vae_binarized_mnist"):
+        with pytest.raises(SystemExit, match="--levels 4: this recipe is of binary"):
+            recipe(name, *DIGITS, "--levels", "4")

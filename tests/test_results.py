@@ -1,6 +1,7 @@
 """The tables and the picture that kgen.results makes of the recipes' records."""
 
 import json
+import re
 import statistics
 from pathlib import Path
 
@@ -127,26 +128,36 @@ def test_rows_are_named_by_settings_or_flags(record, tmp_path):
 
 
 def test_picture_has_a_row_for_each_recipe(record, tmp_path, rng):
+    """Captions end before the images, whatever their length."""
     for recipe in ("b", "a", "c"):
         path = record(recipe, test_nll_nats=1.0)
         images = rng.integers(0, 2, (16, 28, 28, 1))
         kgen.callbacks.save_grid(path / "samples.png", images, 2)
     record("without", test_nll_nats=1.0)
     found = results.records(tmp_path)
-    wide, tall = 150 + 3 * 58, 60
-    for columns, size, (left, top) in (  # where b is: below a, if there is a below
-        (1, (wide, 3 * tall), (0, tall)),
-        (2, (2 * wide, 2 * tall), (0, tall)),
-        (4, (3 * wide, tall), (wide, 0)),
-    ):
-        made = contact_sheet.draw(found, {}, tmp_path / "all.png", 3, columns)
-        with Image.open(made) as page:
-            assert page.size == size
-            shown = np.asarray(page)[top : top + 56, left + 150 : left + wide]
-        for i, tile in enumerate(contact_sheet.tiles(tmp_path / "b/0/samples.png")[:3]):
-            assert np.any(tile != tile[0, 0])
-            tile = Image.fromarray(tile).resize((56, 56), Image.Resampling.NEAREST)
-            np.testing.assert_array_equal(shown[:, i * 58 : i * 58 + 56], tile)
+    tiles = contact_sheet.tiles(tmp_path / "b/0/samples.png")[:3]
+    assert np.ptp(tiles, axis=(1, 2)).min() > 0
+    captions = []
+    for name in ("B", "a long name that is wider than it was, two lines"):
+        known = {"a": {}, "b": {"system": name}}
+        for columns, across, down, (column, row) in (  # where b is: below a, or beside
+            (1, 1, 3, (0, 1)),
+            (2, 2, 2, (0, 1)),
+            (4, 3, 1, (1, 0)),
+        ):
+            made = contact_sheet.draw(found, known, tmp_path / "all.png", 3, columns)
+            page = np.asarray(Image.open(made))
+            wide, tall = page.shape[1] - 24 * (across - 1), page.shape[0] // down
+            caption = wide // across - 3 * 58
+            left = column * (wide // across + 24) + caption
+            shown = page[row * tall :][:56]
+            for i, tile in enumerate(tiles):
+                tile = Image.fromarray(tile).resize((56, 56), Image.Resampling.NEAREST)
+                np.testing.assert_array_equal(shown[:, left + i * 58 :][:, :56], tile)
+            assert shown[:, left - caption : left].min() < 128  # something is written
+            assert shown[:, left - 5 : left].min() == 255
+        captions.append(caption)
+    assert captions[1] > captions[0] + 100
 
 
 @pytest.mark.parametrize("side, n", [(28, 64), (8, 9), (28, 5), (32, 100)])
@@ -158,6 +169,24 @@ def test_tiles_are_the_images_of_a_grid(side, n, tmp_path, rng):
     assert cells.shape[1:] == (factor * (side + 1),) * 2 + (3,)
     inside = cells[:n, : factor * side : factor, : factor * side : factor, :1]
     np.testing.assert_array_equal(inside, 255 * images)
+
+
+def test_strings_of_records_stay_in_their_cell(record, tmp_path):
+    """`|`, line breaks and HTML in what others wrote."""
+    evil = "x \\| y | z\n\r\n| <img src=x onerror=alert(1)> <!-- "
+    path = record("some", test_nll_nats=90.0) / "metrics.json"
+    card = json.loads(path.read_text())
+    shape = CARD["data"].removeprefix("binarized_mnist")
+    card |= {"recipe": f"recipe {evil}", "data": f"data {evil}{shape}"}
+    card |= {"backend": f"backend {evil}", "machine": f"machine {evil}"}
+    card |= {"command": f"python recipes/some.py '--flag {evil}'", "date": f"{evil}"}
+    path.write_text(json.dumps(card))
+    text = tables(tmp_path)
+    assert "<" not in text and text.count("&lt;img") >= 6
+    _, empty, *lines = text.splitlines()  # the sentence on machines is one line
+    assert empty == "" and len(lines) == 4  # head, rule, data set, run
+    columns = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+    assert columns == {len(results._LIKELIHOODS) + 1}
 
 
 def test_wrong_files_raise(record, tmp_path):

@@ -52,6 +52,22 @@ def test_distances_are_the_functions_of_features(digits):
 
 
 @pytest.mark.once
+def test_baseline_has_mean_and_deviation_of_draws(digits):
+    distances = Distances(pixels(), "pixel", digits[:100], digits[100:], LEVELS)
+    mean, deviation = distances.frechet_baseline(60, draws=5)
+    rng, order = np.random.default_rng(0), np.random.default_rng(0).permutation(220)
+    real, others = (x.reshape(len(x), -1) / 16 for x in (digits[:100], digits[100:]))
+    chosen = [order[rng.choice(220, 60, replace=False)] for _ in range(5)]
+    values = [metrics.frechet_distance(others[rows], real) for rows in chosen]
+    expected = np.mean(values), np.std(values, ddof=1)
+    assert (mean, deviation) == pytest.approx(expected, rel=1e-4)
+    assert distances.frechet_baseline(60, 5, seed=1) != (mean, deviation)
+    for arguments in ({"n": 221}, {"n": 1}, {"n": 60, "draws": 1}):
+        with pytest.raises(ValueError, match="n must be in 2..220"):
+            distances.frechet_baseline(**arguments)
+
+
+@pytest.mark.once
 def test_wrong_images_raise(digits):
     right = {"features": pixels(), "reference": digits[:20], "floor": digits[20:40]}
     distances = Distances(name="pixel", levels=LEVELS, **right)

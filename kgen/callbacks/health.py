@@ -9,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from kgen import random
+from kgen.callbacks.progress import print_line
 from kgen.checks import not_negative, positive
 
 
@@ -52,11 +53,8 @@ class SampleDistances(keras.callbacks.Callback):
 
     def _print(self, values):
         pairs = {k: values[f"{k}_floor"] for k in values if f"{k}_floor" in values}
-        print(
-            "distances: "
-            + ", ".join(f"{k} {values[k]:.4g} ({own:.4g})" for k, own in pairs.items()),
-            flush=True,
-        )
+        pairs = (f"{k} {values[k]:.4g} ({own:.4g})" for k, own in pairs.items())
+        print_line(self, f"distances: {', '.join(pairs)}")
 
 
 class KLWarmUp(keras.callbacks.Callback):

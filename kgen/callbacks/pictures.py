@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from kgen import files
+from kgen.callbacks.progress import print_line
 
 
 def image_grid(images, levels, columns=None, separator=1):
@@ -56,8 +57,7 @@ class _Pictures(keras.callbacks.Callback):
         path = self.folder / f"{self.name}_epoch_{epoch + 1:03d}.png"
         self.write(path)
         if self.verbose:
-            bar = (self.params or {}).get("verbose") == 1  # Keras' is on this line
-            print(f"{chr(10) * bar}{self.name}: {path}", flush=True)
+            print_line(self, f"{self.name}: {path}")
 
 
 class SampleGrid(_Pictures):

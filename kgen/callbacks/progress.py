@@ -6,6 +6,12 @@ import time
 import keras
 
 
+def print_line(callback, line):
+    """Prints a line of its own: Keras' progress bar leaves the cursor at its end."""
+    bar = (callback.params or {}).get("verbose") in (1, "auto")
+    print(f"{chr(10) * bar}{line}", flush=True)
+
+
 class Progress(keras.callbacks.Callback):
     """One line an epoch: the metrics, and the time that the rest will take; within long
     epochs, one line every `seconds`.
@@ -41,10 +47,10 @@ class Progress(keras.callbacks.Callback):
         loss = f"  loss {float(logs['loss']):.4g}" if logs and "loss" in logs else ""
         took = (now - self._epoch_start) / (batch + 1)
         left = datetime.timedelta(seconds=round(took * (steps - batch - 1)))
-        print(
+        print_line(
+            self,
             f"epoch {self._epoch + 1}/{self.params['epochs']}, step {batch + 1}/{steps}"
             f"{loss}  {left} left in the epoch",
-            flush=True,
         )
 
     def on_epoch_end(self, epoch, logs=None):
@@ -56,10 +62,7 @@ class Progress(keras.callbacks.Callback):
         took = (time.time() - self._start) / (done - self._first)
         left = datetime.timedelta(seconds=round(took * (total - done)))
         took = f"{took:,.0f}" if took >= 10 else f"{took:.2g}"
-        print(
-            f"epoch {done}/{total}  {values}  {took} s/epoch, {left} left",
-            flush=True,
-        )
+        print_line(self, f"epoch {done}/{total}  {values}  {took} s/epoch, {left} left")
 
 
 class SetEpoch(keras.callbacks.Callback):

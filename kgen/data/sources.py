@@ -16,6 +16,7 @@ import keras
 import numpy as np
 
 from kgen.data.images import as_images, as_labels, fit_image, need, read_image, scan
+from kgen.data.network import check_reachable
 
 SUFFIXES = set(".png .jpg .jpeg .bmp .gif .webp .tif .tiff .ppm .pgm .pbm".split())
 # Zeros and ones stored as 8-bit images: no feature of these tfds sets tells it.
@@ -258,6 +259,9 @@ def _prepare(builder):
     if builder.data_path.exists():
         return
     try:
+        urls = builder.url_infos or {}
+        if not _has_downloads(builder, urls):
+            check_reachable(urls)
         builder.download_and_prepare()
     except Exception as error:  # tfds raises whatever its sources raise
         raise RuntimeError(
@@ -266,6 +270,13 @@ def _prepare(builder):
             "or the environment variable TFDS_DATA_DIR to a folder that has it, or "
             "connect to the network"
         ) from error
+
+
+def _has_downloads(builder, urls):
+    """Whether tfds keeps a file of one of the addresses: it may need no network."""
+    root = Path(builder.data_path).parents[len(Path(builder.info.full_name).parts) - 1]
+    kept = (root / "downloads").rglob("*.INFO")  # one beside each file
+    return any(url in info for info in map(Path.read_text, kept) for url in urls)
 
 
 def open_source(source, size, channels, levels, data_dir):

@@ -31,7 +31,14 @@ from kgen import backend, checks, random
 from kgen.models import gan_losses as losses
 from kgen.models.base import GenerativeModel
 from kgen.models.gan_networks import networks
-from kgen.models.gan_parts import Prior, check_settings, follow, frozen_copy, limit
+from kgen.models.gan_parts import (
+    Prior,
+    check_settings,
+    follow,
+    frozen_copy,
+    limit,
+    warm_up_decay,
+)
 from kgen.models.own_networks import deserialized, serialized
 from kgen.optimizers import Alternating
 
@@ -60,8 +67,10 @@ class GAN(GenerativeModel):
         discriminator_steps: steps of D for each of G, on the same images (WGAN's paper
             has others each time), z anew; metrics of D are those of the last.
         ema: None, or m: `sample`, `generate` and `export` use an average of G's
-            weights, m times itself + (1 - m) times theirs after each step, from the
-            first on: it wants many times 1 / (1 - m) steps.
+            weights, after each step m_t times itself + (1 - m_t) times theirs, where
+            m_t = min(m, (1 + t) / (10 + t)) after the t-th step of G's optimizer
+            (TensorFlow's `ExponentialMovingAverage` with `num_updates`): a short run
+            averages few steps. Another optimizer counts from 0.
         gradient_norms: whether `fit` also reports the l2 norms of both networks'
             gradients; 0 for a step that float16 overflowed, which is skipped.
         generator: your own, from z (B, L) [and one-hot labels (B, K)] to images in 0..1
@@ -225,6 +234,11 @@ class GAN(GenerativeModel):
         every = ops.zeros_like(terms[f"{network}_loss"]) + norm  # for each image, (B,)
         return terms | {f"{network}_gradient_norm": every}
 
+    def _generator_steps(self):
+        """How many steps G has made: a variable that is saved with the optimizer."""
+        optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        return optimizer.members["generator"].iterations
+
     @backend.step
     def train_step(self, data):
         x, labels, weight = self.unpack(data)
@@ -233,7 +247,8 @@ class GAN(GenerativeModel):
             terms = self._train_discriminator(real, labels, weight)
         more = self._train_generator(ops.shape(real)[0], labels, weight)
         if self.ema is not None:
-            follow(self.average, self.generator, self.ema)
+            decay = warm_up_decay(self.ema, self._generator_steps())
+            follow(self.average, self.generator, decay)
         return self._logged(terms | more, weight)
 
     @backend.step
