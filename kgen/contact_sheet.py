@@ -47,13 +47,13 @@ def _in_order(found, known):
 
 def _rows(found, known):
     """(name, path of the samples' grid) of each row."""
-    from kgen.results import games_of
+    from kgen.results import runs_of
 
     rows = []
     for recipe, card in _in_order(found, known):
-        games = games_of(card["results"]) or card["results"].get("games", [])
-        alike = games and games[0].startswith("seed_")
-        for grid in ["samples", *(games[:1] if alike else games)]:
+        runs = runs_of(card["results"]) or card["results"].get("runs", [])
+        alike = runs and runs[0].startswith("seed_")
+        for grid in ["samples", *(runs[:1] if alike else runs)]:
             file = card["path"].parent / f"{grid}.png"
             if file.exists():
                 own = "" if alike or grid == "samples" else f"\n{grid}"

@@ -19,7 +19,7 @@ import numpy as np
 
 from kgen import contact_sheet, files
 
-SAMPLES = 10_000  # of a game, where a row does not say otherwise
+SAMPLES = 10_000  # of a GAN, where a row does not say otherwise
 BEGIN, END = "<!-- results: make results -->", "<!-- /results -->"
 _LIKELIHOODS = (
     "on the test split",
@@ -31,7 +31,7 @@ _LIKELIHOODS = (
     "trained",
     "`python recipes/`...",
 )
-_GAMES = (
+_DISTANCES = (
     f"{SAMPLES:,} samples, test images",
     "Fréchet distance",
     "kernel distance",
@@ -91,7 +91,7 @@ def _named(card, known):
 
 def nats(results):
     """(negative log-likelihood in nats, standard error or None, kind of number) of a
-    run's results, or None for those of a game."""
+    run's results, or None for those of a GAN."""
     if "test_nll_nats" in results:
         return results["test_nll_nats"], None, "exact"
     for key, value in results.items():
@@ -108,10 +108,10 @@ def _time(seconds):
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _run_of(cards, games=1):
-    """The columns about the run: a game's mean time, backend, and the first seed's
+def _run_columns(cards, runs=1):
+    """The columns about training: a run's mean time, backend, and the first seed's
     command."""
-    seconds = statistics.mean(c["results"]["training_seconds"] for c in cards) / games
+    seconds = statistics.mean(c["results"]["training_seconds"] for c in cards) / runs
     least = "over " if any(c["results"].get("resumed") for c in cards) else ""
     backend = _BACKENDS.get(cards[0]["backend"], cards[0]["backend"])
     command = cards[0]["command"].removeprefix("python recipes/")
@@ -148,55 +148,54 @@ def likelihood_rows(found, systems):
         theirs += f" ({known['source']})" if theirs else ""
         row = [_named(cards[0], systems), number]
         row += [f"{statistics.mean(values) / dims / np.log(2):.3f}", theirs, kind]
-        row += [f"{cards[0]['parameters']:,}", *_run_of(cards)]
+        row += [f"{cards[0]['parameters']:,}", *_run_columns(cards)]
         rows.append((cards[0]["data"], statistics.mean(values), row))
     return _by_data(rows)
 
 
-def games_of(results):
-    """The names of the games that were measured."""
+def runs_of(results):
+    """The names of the training runs that were measured."""
     found = (re.fullmatch(r"(\w+)_mnist_frechet_distance", key) for key in results)
     return [match[1] for match in found if match and match[1] not in ("mean", "stdev")]
 
 
 def _pools(cards):
-    """What was measured of each game, {its name: [measures, ...]}; games that differ by
+    """What was measured of each run, {its name: [measures, ...]}; runs that differ by
     their seed alone are one, "", with each seed once."""
     pools = {}
     for card in cards:
         results = card["results"]
-        for game in games_of(results):
-            keys = {m: f"{game}_mnist_{m}" for m in (*_MEASURES, "images")}
+        for name in runs_of(results):
+            keys = {m: f"{name}_mnist_{m}" for m in (*_MEASURES, "images")}
             measures = {m: results[key] for m, key in keys.items()}
-            alike = re.fullmatch(r"seed_(\d+)", game)
-            one, seed = ("", int(alike[1])) if alike else (game, card.get("seed"))
+            alike = re.fullmatch(r"seed_(\d+)", name)
+            one, seed = ("", int(alike[1])) if alike else (name, card.get("seed"))
             pools.setdefault(one, {})[seed] = measures
-    return {name: list(runs.values()) for name, runs in pools.items()}
+    return {name: list(by_seed.values()) for name, by_seed in pools.items()}
 
 
-def game_rows(found, systems):
-    """Rows of the table of games: means over seeds. In brackets what the training
+def distance_rows(found, systems):
+    """Rows of the table of distances: means over seeds. In brackets what the training
     images get."""
     rows = []
     for cards in found:
-        cards = [card for card in cards if games_of(card["results"])]
-        games = _pools(cards)
-        for game, runs in games.items():
+        cards = [card for card in cards if runs_of(card["results"])]
+        for run_name, runs in _pools(cards).items():
             cells = []
             for measure in _MEASURES:
                 values = [run[measure] for run in runs]
                 results = cards[0]["results"]
-                floor = results[f"{games_of(results)[0]}_mnist_{measure}_floor"]
+                floor = results[f"{runs_of(results)[0]}_mnist_{measure}_floor"]
                 spread = statistics.stdev(values) if len(values) > 1 else 0
                 spread = f" ± {spread:.2g}" if spread else ""
                 cells.append(f"{statistics.mean(values):.3g}{spread} ({floor:.2g})")
             seeds = f"{len(runs)} seeds" if len(runs) > 1 else ""
             few = {int(run["images"]) for run in runs} - {SAMPLES}
             few = f"of {min(few):,} samples" if few else ""
-            parts = [_named(cards[0], systems), game.replace("_", " "), seeds, few]
+            parts = [_named(cards[0], systems), run_name.replace("_", " "), seeds, few]
             name = ", ".join(filter(None, parts))
             first = statistics.mean(run[_MEASURES[0]] for run in runs)
-            each = _run_of(cards, len(games_of(results)))
+            each = _run_columns(cards, len(runs_of(results)))
             rows.append((cards[0]["data"], first, [name, *cells, *each]))
     return _by_data(rows)
 
@@ -242,7 +241,7 @@ def tables(folder, published):
         table(head, rows)
         for head, rows in (
             (_LIKELIHOODS, likelihood_rows(found, known)),
-            (_GAMES, game_rows(found, known)),
+            (_DISTANCES, distance_rows(found, known)),
         )
         if rows
     ]

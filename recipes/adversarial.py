@@ -1,9 +1,9 @@
-"""What the recipes of GANs do around their games: play several, measure, draw, keep.
+"""What the recipes of GANs share: train several, measure, sample, save.
 
 A GAN has no likelihood to be judged by, and its losses say nothing of quality. So the
 last epoch's weights are taken, 10,000 samples are measured against the test images by
 distances over given features, beside the training images' own distance, the floor; and
-several seeds are played, as one alone tells little.
+several seeds are trained, as one alone tells little.
 """
 
 import argparse
@@ -26,13 +26,13 @@ def prepare_runs(args, names, files=()):
     out, earlier = Path(args.out), []
     if (out / "metrics.json").exists():  # of other seeds, for instance
         card = json.loads((out / "metrics.json").read_text())
-        earlier = card.get("results", {}).get("games", [])
+        earlier = card.get("results", {}).get("runs", [])
     prepare(out, args.resume, [*names, *earlier, *files])
 
 
-def play(args, splits, name, model, callbacks=(), seed=None):
-    """One game, in `<out>/<name>`, its data in the order of `seed`, by default the
-    run's; returns the seconds it took."""
+def train(args, splits, name, model, callbacks=(), seed=None):
+    """Trains one model in `<out>/<name>`, its data in the order of `seed` (default:
+    the run's). Returns the seconds it took."""
     import kgen
 
     seed = args.seed if seed is None else seed
@@ -74,17 +74,17 @@ def _distances(splits, reference):
     return kgen.metrics.Distances(features, "mnist", reference, splits.train, levels)
 
 
-def finish(args, splits, games, seconds, *, alike=True):
-    """Measures, draws and keeps each of the games, {name: model}; reads the test
+def finish(args, splits, models, seconds, *, alike=True):
+    """Measures, samples and saves each of the models, {name: model}; reads the test
     images, once. The first is exported. `alike`: they differ by their seed alone, so
     that a mean says something."""
     import kgen
 
     out = Path(args.out)
-    results = {"games": list(games)} | training(args, seconds)
+    results = {"runs": list(models)} | training(args, seconds)
     measured = {}
     distances = _distances(splits, splits.test) if measurable(splits) else None
-    for name, model in games.items():
+    for name, model in models.items():
         grid = model.sample(100, seed=0, verbose=0)
         print(kgen.callbacks.save_grid(out / f"{name}.png", grid, model.levels))
         model.save(out / name / "model.keras")
@@ -94,9 +94,9 @@ def finish(args, splits, games, seconds, *, alike=True):
             results |= {f"{name}_{k}": v for k, v in measured[name].items()}
     if alike and len(measured) > 1:
         results |= _spread(list(measured.values()))
-    model = next(iter(games.values()))
+    model = next(iter(models.values()))
     card = write_results(out / "metrics.json", args, model, splits, results)
-    model.save_to_preset(out / "preset", card)  # the first game's
+    model.save_to_preset(out / "preset", card)  # the first run's
     version = kgen.export.next_version(Path("saved_models") / args.name)
     exported = model.export(version, card=card)
     _print(measured, results)
@@ -104,7 +104,7 @@ def finish(args, splits, games, seconds, *, alike=True):
 
 
 def _spread(runs):
-    """Mean and standard deviation over games."""
+    """Mean and standard deviation over runs."""
     names = [k for k in runs[0] if not k.endswith(("_floor", "_images", "_se"))]
     values = {k: [run[k] for run in runs] for k in names}
     return {f"mean_{k}": statistics.mean(v) for k, v in values.items()} | {
@@ -113,7 +113,7 @@ def _spread(runs):
 
 
 def _print(measured, results):
-    """A row for each measure: each game's, in brackets that of the data itself."""
+    """A row for each measure: each run's, in brackets that of the data itself."""
     for measure in next(iter(measured.values()), {}):
         if measure.endswith(("_floor", "_images", "_se")):
             continue
@@ -126,17 +126,17 @@ def _print(measured, results):
         print(f"{measure:28}{values}{spread}  ({floor:.4g})")
 
 
-def seeds_of(args, make, splits):
+def train_seeds(args, make, splits):
     """Plays `make()` from `args.seeds` seeds, one after another: ({name: model},
     seconds)."""
     import keras
 
-    games, seconds = {}, 0.0
+    models, seconds = {}, 0.0
     seeds = range(args.seed, args.seed + args.seeds)
     prepare_runs(args, [f"seed_{seed}" for seed in seeds])
     for seed in seeds:
         keras.utils.set_random_seed(seed)
         name, model = f"seed_{seed}", make()
-        seconds += play(args, splits, name, model, seed=seed)
-        games[name] = model
-    return games, seconds
+        seconds += train(args, splits, name, model, seed=seed)
+        models[name] = model
+    return models, seconds

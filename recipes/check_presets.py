@@ -4,7 +4,7 @@
     python recipes/check_presets.py --backend jax --presets vae_binarized_mnist
 
 Loads each by its name and measures it on the whole test split, of a VAE the ELBO, or,
-of a game, the Frechet distance of 10,000 samples. Writes recipes/results/presets.md,
+of a GAN, the Frechet distance of 10,000 samples. Writes recipes/results/presets.md,
 with a column for each backend that was asked so far, and ends with an error if a number
 is not its card's. Chooses nothing.
 """
@@ -27,7 +27,7 @@ if args.backend:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import kgen
-from kgen.results import games_of
+from kgen.results import runs_of
 
 
 def measured(model, card):
@@ -37,12 +37,12 @@ def measured(model, card):
         if key in card["results"]:
             scores = model.evaluate(splits.test, batch_size=250, verbose=0)
             return key, scores[key.removeprefix("test_")]
-    features, game = kgen.metrics.mnist_features(), games_of(card["results"])[0]
+    features, run = kgen.metrics.mnist_features(), runs_of(card["results"])[0]
     of = kgen.metrics.Distances(
         features, "mnist", splits.test, splits.train, splits.levels
     )
     distances = of(model.sample(10_000, seed=0, verbose=0))
-    return f"{game}_mnist_frechet_distance", distances["mnist_frechet_distance"]
+    return f"{run}_mnist_frechet_distance", distances["mnist_frechet_distance"]
 
 
 def table(found):

@@ -110,22 +110,22 @@ def bounds(path, images):
 
 
 def generator_losses(path):
-    """What G descends, and its derivative by D's logit, of the games with a minimum: on
-    the left D is sure that an image is generated."""
+    """Generator losses with a minimum, and their derivatives by D's logit. On the left
+    D is sure that an image is generated."""
     from kgen.models import gan_losses as losses
 
     t = np.linspace(-8, 8, 400).astype("float32")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
-    for game in (losses.Minimax, losses.NonSaturating):
-        value = ops.convert_to_numpy(game.generator(ops.convert_to_tensor(t)))
-        label = game.name.replace("_", "-")
+    for loss in (losses.Minimax, losses.NonSaturating):
+        value = ops.convert_to_numpy(loss.generator(ops.convert_to_tensor(t)))
+        label = loss.name.replace("_", "-")
         left.plot(t, value, label=label)
         right.plot(t, np.abs(np.gradient(value, t)), label=label)
     left.set(xlabel="logit D(G(z))", title="what G descends")
     right.set(xlabel="logit D(G(z))", title="size of its derivative by the logit")
     for axis in (left, right):
         axis.axvspan(-8, -2, color="gray", alpha=0.12)
-        axis.text(-7.7, 0.45, "early in a game", fontsize=8)
+        axis.text(-7.7, 0.45, "early in training", fontsize=8)
         axis.grid(alpha=0.3)
         axis.legend()
     saved(figure, path)

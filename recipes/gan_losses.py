@@ -1,4 +1,4 @@
-"""Six games with the same networks, on MNIST or Fashion-MNIST.
+"""Six losses with the same networks, on MNIST or Fashion-MNIST.
 
     python recipes/gan_losses.py --backend tensorflow
     python recipes/gan_losses.py --backend tensorflow --data fashion_mnist
@@ -13,7 +13,7 @@ Data: mnist or fashion_mnist, 256 levels: 54,000 train, 6,000 validation, 10,000
     with the floor).
 Published: none by these features (kgen.metrics.mnist_features; they are no FID's).
 Ours: Frechet distances, the floor 1.2 on mnist and 0.2 on fashion_mnist; seed 0,
-    TensorFlow, 15 minutes a game on mnist on cores shared with other work, 3 on
+    TensorFlow, 15 minutes a loss on mnist on cores shared with other work, 3 on
     fashion_mnist (where the seconds of the record count a quarter of an hour in which
     the run stood still);
     recipes/results/gan_losses_mnist, gan_losses_fashion_mnist (metrics.json):
@@ -24,14 +24,14 @@ Ours: Frechet distances, the floor 1.2 on mnist and 0.2 on fashion_mnist; seed 0
 
 Differences from the paper:
   1. A quarter of the networks' units; 3 epochs in place of 20; no search, one seed.
-  2. One setting for each game: Adam(1e-3, 0.5), as small networks for a short time want
+  2. One setting for each loss: Adam(1e-3, 0.5), as small networks for a short time want
      it; for WGAN-GP Adam(1e-3, 0.5, 0.9), for WGAN RMSprop(1e-3) and clipping at 0.03;
      3 steps of a critic, on the same images.
   3. Samples are of an average of G's weights (0.995). The recorded run had this decay
      from the first step on; now it rises to it, see `ema` of kgen.models.GAN.
 """
 
-from adversarial import finish, play, prepare_runs
+from adversarial import finish, prepare_runs, train
 from common import arguments, load
 
 args = arguments(
@@ -43,7 +43,7 @@ import keras
 import kgen
 
 adam = {"learning_rate": 1e-3, "beta_1": 0.5}
-GAMES = {
+LOSSES = {
     "minimax": ({}, keras.optimizers.Adam, adam),
     "non_saturating": ({}, keras.optimizers.Adam, adam),
     "least_squares": ({}, keras.optimizers.Adam, adam),
@@ -62,8 +62,8 @@ GAMES = {
 
 splits = load(args)
 models, seconds = {}, 0.0
-prepare_runs(args, GAMES)
-for name, (settings, optimizer, rates) in GAMES.items():
+prepare_runs(args, LOSSES)
+for name, (settings, optimizer, rates) in LOSSES.items():
     keras.utils.set_random_seed(args.seed)
     model = kgen.models.GAN(
         splits.image_shape,
@@ -76,5 +76,5 @@ for name, (settings, optimizer, rates) in GAMES.items():
     )
     model.compile(optimizer(**rates))
     models[name] = model
-    seconds += play(args, splits, name, model)
+    seconds += train(args, splits, name, model)
 finish(args, splits, models, seconds, alike=False)

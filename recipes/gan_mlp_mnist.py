@@ -1,4 +1,4 @@
-"""The game of 2014 on MNIST, twice: with the minimax loss and the non-saturating one.
+"""The GAN of 2014 on MNIST, twice: with the minimax loss and the non-saturating one.
 
     python recipes/gan_mlp_mnist.py --backend jax
 
@@ -6,7 +6,7 @@ After: Goodfellow et al., "Generative Adversarial Nets", NIPS 2014, arXiv:1406.2
 Data: mnist, 256 levels: 54,000 train, 6,000 validation, 10,000 test. The last epoch's
     weights are taken; 10,000 samples are measured against the test images, once.
 Published: none by these features (kgen.metrics.mnist_features). The paper's section 3
-    says that log(1 - D(G(z))) saturates early in the game: gradient_norms.png shows it.
+    says that log(1 - D(G(z))) saturates early in training: gradient_norms.png shows it.
 Ours: the minimax generator's gradient is an order smaller from step 800 on, where D is
     right on 95 % of the images. mnist_frechet_distance 294 (non-saturating) and 355
     (minimax), the training images' own 1.20: both have collapsed to few digits, mostly
@@ -21,7 +21,7 @@ Differences from the paper:
 import csv
 from pathlib import Path
 
-from adversarial import finish, play, prepare_runs
+from adversarial import finish, prepare_runs, train
 from common import arguments, load
 
 args = arguments(
@@ -84,7 +84,7 @@ class Steps(keras.callbacks.Callback):
             csv.writer(file).writerows(rows)
 
 
-def plot(path, games):
+def plot(path, runs):
     """The generators' gradient norms and D's accuracies over the steps."""
     import matplotlib
 
@@ -92,8 +92,8 @@ def plot(path, games):
     from matplotlib import pyplot
 
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 7), sharex=True)
-    for name, steps in games.items():
-        if not steps.rows:  # played before, and the file is gone
+    for name, steps in runs.items():
+        if not steps.rows:  # trained before, and the file is gone
             continue
         step, norm, *right = np.array(steps.rows).T
         above.plot(step, norm, label=name, lw=1)
@@ -126,6 +126,6 @@ for loss in LOSSES:
     )
     model.compile(keras.optimizers.Adam(args.lr or 2e-4, beta_1=0.5))
     models[loss], watched[loss] = model, Steps(f"{args.out}/{loss}_steps.csv")
-    seconds += play(args, splits, loss, model, [watched[loss]])
+    seconds += train(args, splits, loss, model, [watched[loss]])
 plot(Path(args.out) / "gradient_norms.png", watched)
 finish(args, splits, models, seconds, alike=False)

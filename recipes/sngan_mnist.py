@@ -20,7 +20,7 @@ Differences from the paper:
      from the first step on; now it rises to it, see `ema` of kgen.models.GAN.
 """
 
-from adversarial import finish, seeds_of
+from adversarial import finish, train_seeds
 from common import arguments, load
 
 args = arguments(
@@ -34,7 +34,7 @@ import kgen
 splits = load(args)
 
 
-def game():
+def build():
     model = kgen.models.GAN(
         splits.image_shape,
         splits.levels,
@@ -48,5 +48,5 @@ def game():
     return model
 
 
-games, seconds = seeds_of(args, game, splits)
-finish(args, splits, games, seconds)
+models, seconds = train_seeds(args, build, splits)
+finish(args, splits, models, seconds)

@@ -1,5 +1,5 @@
 """Callbacks that measure samples while `fit` runs, warm up the KL, and watch for NaN
-and for adversarial games that are lost."""
+and of GANs that collapse."""
 
 import math
 import warnings
@@ -133,7 +133,8 @@ class StopOnNaN(keras.callbacks.Callback):
 
 
 class CollapseGuard(keras.callbacks.Callback):
-    """Tells when a GAN's game is lost, and what to try; stops it unless told not to.
+    """Reports that a GAN's training has collapsed and what to try; stops it by
+    default.
 
     - a metric is NaN or infinite: at once;
     - the discriminator is right on at least `accuracy` of the real images and of the

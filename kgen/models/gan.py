@@ -48,7 +48,7 @@ NORMS = ["discriminator_gradient_norm", "generator_gradient_norm"]
 
 @keras.saving.register_keras_serializable(package="kgen")
 class GAN(GenerativeModel):
-    """A generator and a discriminator; see the module for the game.
+    """A generator and a discriminator; see the module for equations.
 
     Args:
         image_shape, levels, num_classes: see GenerativeModel.

@@ -21,7 +21,7 @@ class Minimax:
 
     I. Goodfellow et al. Generative Adversarial Nets. NIPS 2014, arXiv:1406.2661, eq. 1.
     G descends log(1 - sigma(D)), whose derivative by D is -sigma(D): next to nothing
-    early in a game, once D has learnt to reject what G makes.
+    early in training, once D has learnt to reject what G makes.
     """
 
     name, threshold = "minimax", 0.0
