@@ -170,6 +170,13 @@ def test_elbo_terms_are_the_closed_forms():
         np.testing.assert_allclose(numpy(terms[name]), values, 1e-4, err_msg=name)
 
 
+def test_wrong_latents_and_numbers_of_samples_raise():
+    with pytest.raises(ValueError, match=r"expected \(batch, 2\)"):
+        vae().decode(np.zeros((3, 5)))
+    with pytest.raises(ValueError, match="num_samples must be a positive"):
+        vae().log_prob(IMAGES[:3], 0)
+
+
 def test_overflowing_log_variance_gives_a_finite_elbo():
     model = vae()
     model.encoder.layers[-1].bias.assign([0.0, 0.0, 1e6, -1e6])
@@ -285,27 +292,3 @@ def test_networks_for_any_shape_train_every_weight(kind, shape, rng):
     assert np.isfinite(model.fit(x, y, verbose=0).history["loss"][0])
     for after, value in zip(zoo.weights(model), before, strict=True):
         assert np.any(after != value)
-
-
-def test_wrong_arguments_raise():
-    def encoder(shape, units):
-        network = [layers.Input(shape), layers.Flatten(), layers.Dense(units)]
-        return {"encoder": keras.Sequential(network)}
-
-    for kind, wrong, message in (
-        (VAE, encoder(PIXELS, 3), r"must give \(None, 4\).*got \(None, 3\)"),
-        (VAE, encoder((9, 9, 1), 4), "is incompatible with the layer"),
-        (VAE, encoder(PIXELS, 4) | {"num_classes": 10}, "expects 1 .*input"),
-        (VAE, {"hidden_units": 16}, "hidden_units must be a tuple"),
-        (VAE, {"latent_dim": 0}, "latent_dim must be a positive"),
-        (IWAE, {"latent_dim": ()}, "one latent_dim or more, no beta"),
-        (IWAE, {"beta": 2.0}, "one latent_dim or more, no beta"),
-        (IWAE, {"latent_dim": (4, 0)}, "latent_dim must be a tuple of positive"),
-        (IWAE, {"num_samples": 0}, "num_samples must be a positive"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            kind(PIXELS, **{"latent_dim": 2, "hidden_units": (6,)} | wrong)
-    with pytest.raises(ValueError, match=r"expected \(batch, 2\)"):
-        vae().decode(np.zeros((3, 5)))
-    with pytest.raises(ValueError, match="num_samples must be a positive"):
-        vae().log_prob(IMAGES[:3], 0)

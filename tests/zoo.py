@@ -49,14 +49,17 @@ class Center(layers.Layer):
         return 2.0 * x - 1.0
 
 
+def sequential(shape, *parts):
+    return keras.Sequential([layers.Input(shape), *parts])
+
+
 def user_networks():
     """An encoder and a decoder that a user would pass to a VAE."""
-    encoder = [layers.Input(SHAPE), Center(), layers.Conv2D(4, 3, 2)]
-    encoder += [layers.Flatten(), layers.Dense(6)]
-    decoder = [layers.Input((3,)), layers.Dense(128), layers.Reshape((8, 8, 2))]
+    encoder = Center(), layers.Conv2D(4, 3, 2), layers.Flatten(), layers.Dense(6)
+    decoder = layers.Dense(128), layers.Reshape((8, 8, 2))
     return {
-        "encoder": keras.Sequential(encoder),
-        "decoder": keras.Sequential(decoder),
+        "encoder": sequential(SHAPE, *encoder),
+        "decoder": sequential((3,), *decoder),
         "latent_dim": 3,
     }
 
@@ -177,6 +180,11 @@ def tensor(x, dtype="float32"):
 
 def weights(model):
     return [numpy(v).copy() for v in model.weights]
+
+
+def flat(variables):
+    """All values in one vector."""
+    return np.concatenate([numpy(v).ravel() for v in variables]).astype("float64")
 
 
 def assert_same(a, b, atol=0.0):
