@@ -172,9 +172,6 @@ def test_impossible_completions_and_wrong_masks_raise():
         model.complete(x, 1)
     with pytest.raises(ValueError, match=r"mask must be in 0\.\.2"):
         model.logits(x, mask=3)
-    for seed in (None, -1):
-        with pytest.raises(ValueError, match="seed must be an integer"):
-            new("made", (2, 2, 1), 2, seed=seed)
 
 
 def test_masked_dense_keeps_its_configuration():

@@ -1,6 +1,6 @@
-"""GANs: losses against float64 formulas, D against its optimum in closed form, what a
-step takes, penalties against central differences, all modes of a toy. What a step leaves
-alone is in test_optimizers.py and test_stock.py."""
+"""GANs: losses against float64 formulas, D against its optimum in closed form, the
+penalties against central differences, all modes of a toy. What a step changes and
+leaves alone is in test_optimizers.py and test_stock.py."""
 
 import itertools
 
@@ -19,18 +19,12 @@ from kgen import backend
 from kgen.models import GAN
 from kgen.models.gan_losses import gradient_penalty, loss_of, norms, r1_penalty
 from kgen.models.gan_parts import Prior
+from kgen.optimizers import Alternating
 
 
 def gan(**kwargs):
     """With initial weights, unlike `zoo.new`."""
     return GAN(SHAPE, LEVELS, **{"latent_dim": 3, "width": 4} | kwargs)
-
-
-def mlp(inputs, outputs, shape, **kwargs):
-    scale = layers.Rescaling(4.0, -2.0 * (len(inputs) > 1))  # images to [-2, 2]
-    hidden = [layers.Dense(64, "leaky_relu") for _ in range(2)]
-    last = layers.Dense(outputs, **kwargs), layers.Reshape(shape)
-    return sequential(inputs, layers.Flatten(), scale, *hidden, *last)
 
 
 # Losses
@@ -106,9 +100,12 @@ def test_training_finds_all_modes():
     rng, n = np.random.default_rng(0), 500 * 256
     points = centers[rng.integers(0, 8, n)] + rng.normal(0, 5.0, (n, 2))
     x = np.rint(points).astype("uint8").reshape(-1, 1, 1, 2)
+    hidden = [layers.Dense(64, "leaky_relu") for _ in range(4)]
+    pixel = layers.Dense(2, "sigmoid"), layers.Reshape((1, 1, 2))
+    scaled = layers.Flatten(), layers.Rescaling(4.0, -2.0)
     networks = {
-        "generator": mlp((4,), 2, (1, 1, 2), activation="sigmoid"),
-        "discriminator": mlp((1, 1, 2), 1, (1,)),
+        "generator": sequential((4,), layers.Rescaling(4.0), *hidden[:2], *pixel),
+        "discriminator": sequential(x.shape[1:], *scaled, *hidden[2:], layers.Dense(1)),
     }
     model = GAN((1, 1, 2), latent_dim=4, r1_penalty=0.02, ema=0.98, **networks)
     rate = keras.optimizers.schedules.CosineDecay(1e-2, 500)
@@ -369,7 +366,6 @@ def test_user_networks_are_trained_clipped_and_saved(digits, tmp_path):
     critic = sequential(
         SHAPE,
         kgen.layers.SpectralNorm(layers.Conv2D(4, 3, 2, use_bias=False)),
-        layers.LeakyReLU(),
         layers.BatchNormalization(),
         layers.Flatten(),
         layers.Dropout(0.1, seed=1),
@@ -378,8 +374,7 @@ def test_user_networks_are_trained_clipped_and_saved(digits, tmp_path):
     settings = {"weight_clip": 0.02, "gradient_penalty": 1.0, "discriminator_steps": 2}
     networks = {"generator": Subclassed(), "discriminator": critic}
     model = gan(loss="wasserstein", ema=0.5, **settings, **networks)
-    rules = Adam(1e-2, beta_1=0.5), RMSprop(1e-2)
-    model.compile(generator_optimizer=rules[0], discriminator_optimizer=rules[1])
+    model.compile(Alternating(generator=Adam(1e-2), discriminator=RMSprop(1e-2)))
 
     def fit(model, first, last):
         data = kgen.data.Batches(digits[:96], batch_size=32, seed=3)
@@ -409,11 +404,8 @@ def test_labels_reach_both_networks(digits):
     assert c != d
     one = numpy(model.generate(z, 3))
     np.testing.assert_array_equal(one, numpy(model.generate(z, np.array([3, 3]))))
-    for wrong, message in (
-        (None, "pass labels"),
-        ([1, 2, 3], "expected one or 2, got 3"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for wrong, words in ((None, "pass labels"), ([1, 2, 3], "expected one or 2, got")):
+        with pytest.raises(ValueError, match=words):
             model.generate(z, wrong)
 
 
