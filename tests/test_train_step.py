@@ -40,8 +40,9 @@ class Quadratic(GenerativeModel):
         return self.get_metrics_result()
 
 
-def test_penalties_keep_state_and_files_keep_seeds(digits, tmp_path):
-    """A gradient of a gradient through dropout; Keras' weight files have no seeds."""
+def test_penalties_advance_seeds_and_statistics(digits):
+    """A gradient of a gradient through dropout. That files keep the seeds is in
+    test_journey.py."""
     generator = zoo.new("gan").generator  # batch normalization; the mlp has dropout
     settings = {"architecture": "mlp", "width": 10, "gradient_penalty": 1.0}
     model = GAN(zoo.SHAPE, zoo.LEVELS, latent_dim=3, generator=generator, **settings)
@@ -54,11 +55,6 @@ def test_penalties_keep_state_and_files_keep_seeds(digits, tmp_path):
         assert np.any(numpy(seed) != first)
     moving = [v for v in generator.weights if "moving_variance" in v.path]
     assert moving and all(np.all(np.abs(numpy(v) - 1) > 1e-4) for v in moving)
-    model.save_weights(tmp_path / "m.weights.h5")
-    other = GAN.from_config(model.get_config())
-    other.load_weights(tmp_path / "m.weights.h5")
-    zoo.assert_same(other._seed_states(), model._seed_states())
-    zoo.assert_same(other, model)
 
 
 @pytest.mark.parametrize("name", zoo.cases(["vae", "fvbn"], zoo.EXACT))

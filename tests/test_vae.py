@@ -11,7 +11,7 @@ from scipy.special import expit, logsumexp, softmax
 from zoo import cases, numpy, tensor
 
 import kgen
-from kgen.models import IWAE, VAE
+from kgen.models import VAE
 
 pytestmark = pytest.mark.portable
 
@@ -27,9 +27,9 @@ def vae(levels=2, num_classes=None, **kwargs):
 
 
 def iwae(latent_dim, num_samples, num_classes=None):
-    sizes = {"hidden_units": (6,), "upper_units": (5,), "activation": "tanh"}
-    model = IWAE(PIXELS, 2, num_classes, latent_dim, num_samples, **sizes)
-    zoo.randomize(model, 1.3)
+    kwargs = {"hidden_units": (6,), "upper_units": (5,), "activation": "tanh"}
+    kwargs |= {"latent_dim": latent_dim, "num_samples": num_samples}
+    model = zoo.tiny("iwae", PIXELS, 2, num_classes, scale=1.3, **kwargs)
     for network in model.upper_decoders:
         network.layers[-1].kernel.assign(0.5 * network.layers[-1].kernel)
     return widen(model, model.encoder, *model.upper_encoders)
@@ -265,7 +265,7 @@ def test_weight_0_omits_an_image_and_2_counts_it_twice():
 
 def test_regularizers_of_user_networks_are_minimized():
     last = layers.Dense(4, kernel_regularizer=keras.regularizers.L2(1000.0))
-    encoder = keras.Sequential([layers.Input(PIXELS), layers.Flatten(), last])
+    encoder = zoo.sequential(PIXELS, layers.Flatten(), last)
     model = VAE(PIXELS, latent_dim=2, encoder=encoder, hidden_units=(6,))
     model.compile(keras.optimizers.SGD(1e-4))
     before = np.square(numpy(last.kernel)).sum()

@@ -71,24 +71,15 @@ MODELS = {
     "made": (MADE, {"hidden_units": (40,)}),
     "made-ensemble": (MADE, {"hidden_units": (12, 12), "num_masks": 3}),
     "pixel-cnn": (PixelCNN, {"filters": 6, "num_blocks": 2}),
-    "gated": (
-        GatedPixelCNN,
-        {"num_classes": CLASSES, "filters": 6, "num_blocks": 2},
-    ),
+    "gated": (GatedPixelCNN, {"num_classes": CLASSES, "filters": 6, "num_blocks": 2}),
     "row-lstm": (RowLSTM, {"units": 6, "num_layers": 1}),
-    "diagonal": (
-        DiagonalBiLSTM,
-        {"num_classes": CLASSES, "units": 6, "num_layers": 1},
-    ),
+    "diagonal": (DiagonalBiLSTM, {"num_classes": CLASSES, "units": 6, "num_layers": 1}),
     "pp": (
         PixelCNNPlusPlus,
         {"filters": 4, "num_blocks": 1, "num_resolutions": 1, "num_mixtures": 2},
     ),
     "vae": (VAE, {"latent_dim": 3, "hidden_units": (8,), "beta": 2.0}),
-    "vae-conv": (
-        VAE,
-        {"latent_dim": 3, "filters": (4,), "likelihood": "categorical"},
-    ),
+    "vae-conv": (VAE, {"latent_dim": 3, "filters": (4,), "likelihood": "categorical"}),
     "vae-conditional": (
         VAE,
         {"num_classes": CLASSES, "latent_dim": 3, "hidden_units": (8,)},
