@@ -247,6 +247,26 @@ def derivative(fn, x):
     return numpy(backend.compiled(model, slopes, gradients=True)(tensor(x)))
 
 
+def check_step(model, objective, *data, rate=1e-2, epsilon=1e-2):
+    """A step of plain gradient descent goes along the gradient of `objective()`, by
+    central differences along that step."""
+    variables = model.trainable_variables
+    before = [numpy(v).astype("float64") for v in variables]
+    model.compile(keras.optimizers.SGD(rate))
+    model.fit(*data, batch_size=len(data[0]), shuffle=False, verbose=0)
+    gradient = [(b - numpy(v)) / rate for b, v in zip(before, variables, strict=True)]
+    norm = np.linalg.norm(flat(gradient))
+    assert norm > 0.1
+
+    def after(step):
+        for v, b, g in zip(variables, before, gradient, strict=True):
+            v.assign(b + step * g / norm)
+        return objective()
+
+    slope = (after(epsilon) - after(-epsilon)) / (2 * epsilon)
+    assert slope == pytest.approx(norm, rel=5e-3)
+
+
 # Parameters of tests
 
 
