@@ -7,9 +7,10 @@ import json
 import keras
 import numpy as np
 import pytest
+import zoo
 from keras import layers
 from PIL import Image
-from zoo import LEVELS, MODELS, assert_same, cases, inputs, new, numpy, sequential
+from zoo import EXACT, LEVELS, MODELS, assert_same, cases, inputs, new, numpy
 
 import kgen
 from kgen import batching
@@ -171,7 +172,7 @@ COLOR = (4, 4, 3)  # of 4 levels
 
 
 def network(shape, units, **kwargs):
-    return sequential(shape, layers.Flatten(), layers.Dense(units, **kwargs))
+    return zoo.sequential(shape, layers.Flatten(), layers.Dense(units, **kwargs))
 
 
 HEAD = {  # of convolutional and recurrent networks
@@ -263,6 +264,9 @@ def test_wrong_arguments_of_models_raise(name):
     for words, arguments in ERRORS[name].items():
         with pytest.raises(ValueError, match=words):
             new(name, **{"shape": COLOR, "levels": 4} | arguments)
+    if name in EXACT:
+        with pytest.raises(TypeError, match="likelihood must be a name"):
+            new(name, likelihood=5)
 
 
 # State between calls

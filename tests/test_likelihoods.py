@@ -398,9 +398,8 @@ def test_wrong_likelihoods_raise():
     for fn, arguments, words in (
         (likelihood_of, ("poisson", 2), f"{every}; got 'poisson'"),
         (likelihood_of, ("bernoulli", 17), "over 2 levels; got levels=17"),
-        (likelihood_of, (5, 2), "likelihood must be a name"),
         (LogisticMixture, (17, 0), "num_mixtures must be positive; got 0"),
         (ONE_COMPONENT.mean, (np.zeros((1, 1, 1, 20)),), "1 mixtures take .* got 20"),
     ):
-        with pytest.raises((ValueError, TypeError), match=words):
+        with pytest.raises(ValueError, match=words):
             fn(*arguments)
