@@ -1,11 +1,10 @@
-"""Settings that are changed while `fit` runs reach the compiled step. Those of learning
-rates are in test_optimizers.py."""
+"""Settings that are changed while `fit` runs reach the compiled step."""
 
 import keras
 import numpy as np
 import pytest
 import zoo
-from keras.optimizers import SGD
+from keras.optimizers import SGD, Adam
 
 from kgen import backend
 from kgen.callbacks import KLWarmUp
@@ -51,6 +50,18 @@ def test_beta_changes_between_two_batches(digits):
     second = 2.0 * both["loss"] - first["loss"]  # metrics are means so far
     reconstruction = 2.0 * both["reconstruction_nats"] - first["reconstruction_nats"]
     assert second == pytest.approx(reconstruction, rel=1e-4)
+
+
+@pytest.mark.portable
+def test_learning_rate_of_alternating_optimizers(digits):
+    model = zoo.new("gan")
+    model.compile(generator_optimizer=Adam(1e-3), discriminator_optimizer=Adam(2e-3))
+    assert float(model.optimizer.learning_rate) == pytest.approx(1e-3)
+    model.fit(digits[:32], verbose=0)
+    model.optimizer.learning_rate = 0.0
+    before = [zoo.numpy(v) for v in model.trainable_variables]
+    model.fit(digits[:32], verbose=0)
+    zoo.assert_same(before, model.trainable_variables)
 
 
 @pytest.mark.skipif(backend.name != "torch", reason="PyTorch's threads")
