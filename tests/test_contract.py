@@ -1,4 +1,5 @@
-"""What `fit`, `evaluate` and `sample` take and refuse: data, labels, arguments."""
+"""What models, `fit`, `evaluate` and `sample` take and refuse: data, labels, arguments.
+Wrong types and a fuzz are in test_bad_arguments.py."""
 
 import functools
 import json
@@ -6,17 +7,19 @@ import json
 import keras
 import numpy as np
 import pytest
+import zoo
+from keras import layers
 from PIL import Image
-from zoo import LEVELS, MODELS, SHAPE, assert_same, cases, inputs, new, numpy
+from zoo import EXACT, LEVELS, MODELS, assert_same, cases, inputs, new, numpy
 
 import kgen
 from kgen import batching
 from kgen.data import Batches
 
 
-def compiled(name, optimizer="adam"):
+def compiled(name):
     model = new(name)
-    model.compile(optimizer)
+    model.compile("adam")
     return model
 
 
@@ -28,6 +31,11 @@ def vae():
 @pytest.fixture(scope="module")
 def exact():
     return compiled("fvbn")
+
+
+@pytest.fixture(scope="module")
+def conditional():
+    return compiled("vae-conditional")
 
 
 @pytest.mark.parametrize("name", cases(["gated", "gan"], MODELS))
@@ -102,28 +110,21 @@ BAD_IMAGES = {
 @pytest.mark.parametrize("case", BAD_IMAGES)
 def test_wrong_images_raise_everywhere(case, digits, vae, exact):
     images, words = BAD_IMAGES[case]
-    uses = [
-        lambda: vae.fit(images, verbose=0),
-        lambda: vae.evaluate(images, verbose=0),
-        lambda: vae.fit(digits, validation_data=images, verbose=0),
-        lambda: vae.elbo(images),
-        lambda: vae.log_prob(images),
-        lambda: vae.encode(images),
-        lambda: vae.reconstruct(images),
-        lambda: vae.predict(images, verbose=0),
-        lambda: exact.fit(images, verbose=0),
-        lambda: exact.log_prob(images),
-        lambda: exact.logits(images),
-        lambda: exact.complete(images, 4),
-        lambda: exact.predict(images, verbose=0),
+    calls = [
+        *((vae, use) for use in ("elbo", "encode", "reconstruct")),
+        *((exact, use) for use in ("logits", "complete")),
+        *((m, u) for m in (vae, exact) for u in ("fit", "log_prob", "predict")),
+        *((new("gan"), "discriminate"), (vae, "evaluate")),
     ]
+    for model, use in calls:
+        with pytest.raises(ValueError, match=words):
+            getattr(model, use)(images, *([4] if use == "complete" else []))
+    with pytest.raises(ValueError, match=words):
+        vae.fit(digits, validation_data=images, verbose=0)
     if case in ("shape", "floats"):  # all that can be seen of a data set
         tf = pytest.importorskip("tensorflow")
-        batches = tf.data.Dataset.from_tensor_slices(images).batch(2)
-        uses.append(lambda: compiled("vae").fit(batches, verbose=0))
-    for use in uses:
         with pytest.raises(ValueError, match=words):
-            use()
+            vae.fit(tf.data.Dataset.from_tensor_slices(images).batch(2), verbose=0)
 
 
 def test_wrong_values_in_batches_and_tuples_raise(digits, vae):
@@ -145,55 +146,139 @@ BAD_LABELS = {
 }
 
 
-def test_wrong_labels_raise(digits):
-    model = compiled("vae-conditional")
-    for labels, words in BAD_LABELS.values():
-        for use in (
-            lambda y: model.fit(digits[:4], y, verbose=0),
-            lambda y: model.evaluate(digits[:4], y, verbose=0),
-            lambda y: model.elbo(digits[:4], y),
-            lambda y: model.reconstruct(digits[:4], y),
-        ):
-            with pytest.raises(ValueError, match=words):
-                use(labels)
-        if labels is not None:
-            with pytest.raises(ValueError, match="integer labels"):
-                model.sample(4, labels=labels)
-
-
-def test_unconditional_models_ignore_labels(digits, digit_labels):
-    model = compiled("vae")
-    model.fit(digits, digit_labels, verbose=0)
-    elbo = numpy(model.elbo(digits[:4], digit_labels[:4]))
-    np.testing.assert_array_equal(elbo, numpy(model.elbo(digits[:4])))
-
-
-@pytest.mark.once
-def test_wrong_arguments_of_models_and_compile_raise(vae):
-    for wrong, words in (
-        ({"image_shape": (8, 8)}, "height, width, channels"),
-        ({"image_shape": (8, 0, 1)}, "tuple of positive integers"),
-        ({"levels": 1}, r"levels must be in 2\.\.256"),
-        ({"levels": 300}, r"levels must be in 2\.\.256"),
-        ({"num_classes": 0}, "num_classes must be"),
-    ):
+@pytest.mark.parametrize("labels, words", BAD_LABELS.values(), ids=BAD_LABELS)
+def test_wrong_labels_raise(labels, words, digits, conditional):
+    for use in ("fit", "evaluate", "elbo", "reconstruct"):
         with pytest.raises(ValueError, match=words):
-            kgen.models.VAE(**{"image_shape": SHAPE} | wrong)
+            getattr(conditional, use)(digits[:4], labels)
+    if labels is not None:
+        with pytest.raises(ValueError, match="integer labels"):
+            conditional.sample(4, labels=labels)
+
+
+def test_unconditional_models_ignore_labels(digits, digit_labels, vae):
+    vae.fit(digits, digit_labels, verbose=0)
+    elbo = numpy(vae.elbo(digits[:4], digit_labels[:4]))
+    np.testing.assert_array_equal(elbo, numpy(vae.elbo(digits[:4])))
+
+
+def test_loss_and_metrics_of_compile_raise(vae):
     for wrong in ({"loss": "mse"}, {"metrics": ["mae"]}):
         with pytest.raises(ValueError, match="brings its own loss and metrics"):
             vae.compile("adam", **wrong)
 
 
+COLOR = (4, 4, 3)  # of 4 levels
+
+
+def network(shape, units, **kwargs):
+    return zoo.sequential(shape, layers.Flatten(), layers.Dense(units, **kwargs))
+
+
+HEAD = {  # of convolutional and recurrent networks
+    "must be an odd integer, 3 or more; got 1": {"first_kernel_size": 1},
+    "head_filters must be a positive multiple": {"head_filters": 4},
+}
+CONVOLUTIONAL = HEAD | {
+    "filters must be a positive multiple of the image's 3 chann": {"filters": 4},
+    "kernel_size must be an odd integer, 1 or more; got 4": {"kernel_size": 4},
+    "num_blocks must be a positive integer; got -1": {"num_blocks": -1},
+    "filters must be a positive multiple .*got 0": {"filters": 0},
+    "couples the channels of a pixel": {"likelihood": "logistic_mixture"},
+    "'poisson'": {"likelihood": "poisson"},
+}
+RECURRENT = HEAD | {
+    "units must be a positive multiple of the image's 3 chann": {"units": 4},
+    "num_layers must be a positive integer; got 0": {"num_layers": 0},
+}
+CONSTRAINED = network(COLOR, 1, kernel_constraint="non_neg")
+ERRORS = {  # of each model: words, and the arguments that they are about
+    "fvbn": {
+        "height, width, channels": {"shape": (8, 8)},
+        "tuple of positive integers": {"shape": (8, 0, 1)},
+        "image_shape must be": {"shape": 8},
+        r"levels must be in 2\.\.256.* got 1": {"levels": 1},
+        r"levels must be in 2\.\.256.* got 300": {"levels": 300},
+        "num_classes must be": {"num_classes": 0},
+    },
+    "nade": {"units must be a positive integer; got 7.9": {"units": 7.9}},
+    "made": {
+        "num_masks must be a positive integer; got 0": {"num_masks": 0},
+        "without hidden layers, MADE is FVBN": {"hidden_units": ()},
+        "'raster' or 'random'": {"ordering": "random order"},
+        "seed must be an integer.* got None": {"seed": None},
+        "seed must be an integer.* got -1": {"seed": -1},
+    },
+    "pixel-cnn": CONVOLUTIONAL,
+    "gated": CONVOLUTIONAL,
+    "row-lstm": RECURRENT,
+    "diagonal": RECURRENT,
+    "pp": {
+        "num_mixtures must be a positive integer": {"num_mixtures": -4},
+        "num_blocks must be a positive integer; got 1.5": {"num_blocks": 1.5},
+        "filters must be a positive integer": {"filters": 0},
+        "num_resolutions must be in 1..3 for .* got 4": {"num_resolutions": 4},
+        "num_resolutions must be in 1..3 for .* got 0": {"num_resolutions": 0},
+    },
+    "vae": {
+        r"must give \(None, 6\).*got \(None, 3\)": {"encoder": network(COLOR, 3)},
+        "is incompatible with the layer": {"encoder": network((9, 9, 1), 6)},
+        "expects 1 .*input": {"encoder": network(COLOR, 6), "num_classes": 10},
+        "hidden_units must be a tuple": {"hidden_units": 16},
+        "latent_dim must be a positive": {"latent_dim": 0},
+    },
+    "iwae": {
+        "one latent_dim or more, no beta": {"latent_dim": ()},
+        "one latent_dim or more, .*no beta": {"beta": 2.0},
+        "latent_dim must be a tuple of positive": {"latent_dim": (4, 0)},
+        "num_samples must be a positive": {"num_samples": 0},
+    },
+    "gan": {
+        "loss must be one of 'minimax', .*; got 'bce'": {"loss": "bce"},
+        "prior must be one of 'normal', 'uniform'": {"prior": "cauchy"},
+        "architecture must be one of 'mlp'": {"architecture": "vgg"},
+        "gradient_penalty must be .* not negative": {"gradient_penalty": -1.0},
+        "r1_penalty must be .* not negative": {"r1_penalty": float("nan")},
+        "weight_clip must be positive, or None.* -0.1": {"weight_clip": -0.1},
+        "weight_clip must be positive, or None.* 0.0": {"weight_clip": 0.0},
+        r"ema must be in 0\.\.1, and below 1; got 1.0": {"ema": 1.0},
+        "discriminator_steps": {"discriminator_steps": 0},
+        "latent_dim": {"latent_dim": 0},
+        "width must be a multiple of 5": {"architecture": "mlp", "width": 12},
+        "generator must be a Keras model; got 'dcgan'": {"generator": "dcgan"},
+        r"must take \(None, 3\); it failed": {"generator": network((4,), 48)},
+        r"give \(None, 4, 4, 3\); got \(None, 5": {"generator": network((3,), 5)},
+        r"give \(None, 1\); got \(None, 2": {"discriminator": network(COLOR, 2)},
+        "SpectralNorm": {"discriminator": network(COLOR, 1), "spectral_norm": True},
+        "activity_regularizer of layer": {
+            "discriminator": network(COLOR, 1, activity_regularizer="l2")
+        },
+        "place of the constraint": {"discriminator": CONSTRAINED, "weight_clip": 0.1},
+    },
+}
+
+
+@pytest.mark.portable
+@pytest.mark.parametrize("name", ERRORS)
+def test_wrong_arguments_of_models_raise(name):
+    for words, arguments in ERRORS[name].items():
+        with pytest.raises(ValueError, match=words):
+            new(name, **{"shape": COLOR, "levels": 4} | arguments)
+    if name in EXACT:
+        with pytest.raises(TypeError, match="likelihood must be a name"):
+            new(name, likelihood=5)
+
+
 # State between calls
 
 
-def test_further_fits_continue_the_epochs_of_the_data(digits):
-    model, data, seen = compiled("vae"), Batches(digits, batch_size=160), set()
+def test_further_fits_continue_the_epochs_of_the_data(digits, vae):
+    data, seen = Batches(digits, batch_size=160), set()
     look = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda batch, logs: seen.add(data.epoch)
     )
     for _ in range(3):
-        model.fit(data, epochs=1, verbose=0, callbacks=[look])
+        vae.fit(data, epochs=1, verbose=0, callbacks=[look])
     assert seen == {0, 1, 2}
 
 
@@ -226,11 +311,10 @@ def test_failed_calls_keep_the_weights(digits):
     assert np.isfinite(model.evaluate(digits[:64], verbose=0)["loss"])
 
 
-def test_compiled_files_name_no_private_class(tmp_path):
+def test_compiled_files_name_no_private_class(tmp_path, vae):
     """On PyTorch an Adam is a private subclass: other backends could not train it."""
-    model = compiled("vae", keras.optimizers.Adam(1e-3))
-    config = json.dumps(model.get_compile_config())
+    config = json.dumps(vae.get_compile_config())
     assert "keras.src" not in config and '"Adam"' in config
-    model.save(tmp_path / "m.keras")
+    vae.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras").optimizer
     assert isinstance(loaded, keras.optimizers.Adam)

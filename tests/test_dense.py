@@ -140,7 +140,7 @@ def test_each_image_is_sampled_in_the_order_of_its_mask(rng, direct):
         np.testing.assert_array_equal(again[masks == m], x[masks == m])
 
 
-def test_training_takes_the_masks_in_turn(rng, tmp_path):
+def test_training_takes_the_masks_in_turn(rng):
     model = tiny("made-ensemble", (2, 2, 1), ordering="random")
     model.compile(keras.optimizers.SGD(0.0))
     x, _ = data(rng, model)
@@ -153,14 +153,8 @@ def test_training_takes_the_masks_in_turn(rng, tmp_path):
     model.predict(x, verbose=0)
     model.sample(2, verbose=0)
     assert int(numpy(model.next_mask)) == 2  # five steps of three masks
-
-    model.save_weights(tmp_path / "made.weights.h5")
     again = MADE.from_config(model.get_config())
     assert_same(model.degrees, again.degrees)
-    again.load_weights(tmp_path / "made.weights.h5")
-    again.compile(keras.optimizers.SGD(0.0))
-    losses = again.fit(x, batch_size=B, epochs=2, verbose=0).history["nll_nats"]
-    np.testing.assert_allclose(losses, [expected[2], expected[0]], rtol=1e-5)
 
 
 def test_impossible_completions_and_wrong_masks_raise():
@@ -172,9 +166,6 @@ def test_impossible_completions_and_wrong_masks_raise():
         model.complete(x, 1)
     with pytest.raises(ValueError, match=r"mask must be in 0\.\.2"):
         model.logits(x, mask=3)
-    for seed in (None, -1):
-        with pytest.raises(ValueError, match="seed must be an integer"):
-            new("made", (2, 2, 1), 2, seed=seed)
 
 
 def test_masked_dense_keeps_its_configuration():

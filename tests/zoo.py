@@ -49,14 +49,17 @@ class Center(layers.Layer):
         return 2.0 * x - 1.0
 
 
+def sequential(shape, *parts):
+    return keras.Sequential([layers.Input(shape), *parts])
+
+
 def user_networks():
     """An encoder and a decoder that a user would pass to a VAE."""
-    encoder = [layers.Input(SHAPE), Center(), layers.Conv2D(4, 3, 2)]
-    encoder += [layers.Flatten(), layers.Dense(6)]
-    decoder = [layers.Input((3,)), layers.Dense(128), layers.Reshape((8, 8, 2))]
+    encoder = Center(), layers.Conv2D(4, 3, 2), layers.Flatten(), layers.Dense(6)
+    decoder = layers.Dense(128), layers.Reshape((8, 8, 2))
     return {
-        "encoder": keras.Sequential(encoder),
-        "decoder": keras.Sequential(decoder),
+        "encoder": sequential(SHAPE, *encoder),
+        "decoder": sequential((3,), *decoder),
         "latent_dim": 3,
     }
 
@@ -68,24 +71,15 @@ MODELS = {
     "made": (MADE, {"hidden_units": (40,)}),
     "made-ensemble": (MADE, {"hidden_units": (12, 12), "num_masks": 3}),
     "pixel-cnn": (PixelCNN, {"filters": 6, "num_blocks": 2}),
-    "gated": (
-        GatedPixelCNN,
-        {"num_classes": CLASSES, "filters": 6, "num_blocks": 2},
-    ),
+    "gated": (GatedPixelCNN, {"num_classes": CLASSES, "filters": 6, "num_blocks": 2}),
     "row-lstm": (RowLSTM, {"units": 6, "num_layers": 1}),
-    "diagonal": (
-        DiagonalBiLSTM,
-        {"num_classes": CLASSES, "units": 6, "num_layers": 1},
-    ),
+    "diagonal": (DiagonalBiLSTM, {"num_classes": CLASSES, "units": 6, "num_layers": 1}),
     "pp": (
         PixelCNNPlusPlus,
         {"filters": 4, "num_blocks": 1, "num_resolutions": 1, "num_mixtures": 2},
     ),
     "vae": (VAE, {"latent_dim": 3, "hidden_units": (8,), "beta": 2.0}),
-    "vae-conv": (
-        VAE,
-        {"latent_dim": 3, "filters": (4,), "likelihood": "categorical"},
-    ),
+    "vae-conv": (VAE, {"latent_dim": 3, "filters": (4,), "likelihood": "categorical"}),
     "vae-conditional": (
         VAE,
         {"num_classes": CLASSES, "latent_dim": 3, "hidden_units": (8,)},
@@ -179,6 +173,11 @@ def weights(model):
     return [numpy(v).copy() for v in model.weights]
 
 
+def flat(variables):
+    """All values in one vector."""
+    return np.concatenate([numpy(v).ravel() for v in variables]).astype("float64")
+
+
 def assert_same(a, b, atol=0.0):
     """Two models, or two lists of arrays, are equal within `atol`."""
     a, b = (weights(m) if isinstance(m, keras.Model) else m for m in (a, b))
@@ -246,6 +245,26 @@ def derivative(fn, x):
     model = keras.Sequential()  # the backends carry a model's state along
     slopes = functools.partial(backend.input_gradient, model, fn)
     return numpy(backend.compiled(model, slopes, gradients=True)(tensor(x)))
+
+
+def check_step(model, objective, *data, rate=1e-2, epsilon=1e-2):
+    """A step of plain gradient descent goes along the gradient of `objective()`, by
+    central differences along that step."""
+    variables = model.trainable_variables
+    before = [numpy(v).astype("float64") for v in variables]
+    model.compile(keras.optimizers.SGD(rate))
+    model.fit(*data, batch_size=len(data[0]), shuffle=False, verbose=0)
+    gradient = [(b - numpy(v)) / rate for b, v in zip(before, variables, strict=True)]
+    norm = np.linalg.norm(flat(gradient))
+    assert norm > 0.1
+
+    def after(step):
+        for v, b, g in zip(variables, before, gradient, strict=True):
+            v.assign(b + step * g / norm)
+        return objective()
+
+    slope = (after(epsilon) - after(-epsilon)) / (2 * epsilon)
+    assert slope == pytest.approx(norm, rel=5e-3)
 
 
 # Parameters of tests
