@@ -65,6 +65,7 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_train_step.py
+	$(BIN)/python tests/benchmarks/bench_range_checks.py
 	$(BIN)/python tests/benchmarks/bench_gated_pixel_cnn.py
 	$(BIN)/python tests/benchmarks/bench_pixel_rnn.py
 	$(BIN)/python tests/benchmarks/bench_sampling.py
