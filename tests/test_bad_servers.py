@@ -190,7 +190,8 @@ def test_other_json_raises():
     with serve(None) as (client, server):
         for server.metadata in odd:
             with pytest.raises(ConnectionError):
-                Client(client.url, "m").sample(0)
+                Client(client.url, "m").sample(0)  # reads the outputs
+                Client(client.url, "m").sample(1, seed=0)  # the inputs
         server.metadata = metadata(LIMITED)
         for odd in ([1], "2", {"levels": 2}, {"levels": [0], "num_classes": [0]}):
             server.replies = (200, {"outputs": odd})

@@ -180,11 +180,11 @@ class Client:
 
     def _batched(self, signature, dtype, label=None, **inputs):
         n, end = len(_first(inputs)), self._deadline()
+        if n == 0:  # JSON has no shape for it, and a batching server no batch
+            return _nothing(self._described(end).tensors(signature, "outputs"))
         if label is not None:
             inputs["label"] = np.broadcast_to(np.asarray(label), n)
         inputs, known = self._check(signature, inputs, end)
-        if n == 0:  # JSON has no shape for it, and a batching server no batch
-            return _nothing(known.tensors(signature, "outputs"))
         parts = []
         for start in range(0, n, self.max_batch):
             part = {k: v[start : start + self.max_batch] for k, v in inputs.items()}
