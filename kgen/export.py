@@ -8,14 +8,21 @@ for it holds XLA programs.
 Signatures (B = batch, first on every input and output):
 
     sample = serving_default   seed int64 (B,) -> images uint8 (B, H, W, C)
-    log_prob                   images uint8 (B, H, W, C) -> log_prob float32 (B,)
+    log_prob                   images int32 (B, H, W, C) -> log_prob float32 (B,)
     complete                   images, known_rows int64 (B,), seed -> images uint8
-    elbo, encode, reconstruct  images uint8 (B, H, W, C) -> float32
+    elbo, encode, reconstruct  images int32 (B, H, W, C) -> float32
     decode, generate           z float32 (B, L) -> images float32 (B, H, W, C)
-    discriminate               images uint8 (B, H, W, C) -> logits float32 (B,)
+    discriminate               images int32 (B, H, W, C) -> logits float32 (B,)
+    limits                     index int64 (B,) -> levels, num_classes int32 (B,)
 
-and `label` int64 (B,) on each where the model is conditional. Inputs are checked in the
-graph: a client gets InvalidArgument with the reason. Image b is a function of seed b.
+and `label` int64 (B,) on each but `limits` where the model is conditional. Inputs are
+checked in the graph: a client gets InvalidArgument with the reason. Images are int32
+there because TensorFlow Serving casts JSON to the type of the signature first: 256 as
+uint8 is 0, and would pass. Image b is a function of seed b.
+
+`limits` is for clients that check before they send: a server that batches requests
+fails all requests of a batch for one of them. It ignores the values of `index`;
+num_classes is 0 where the model is not conditional.
 
 In `assets.extra`: `tf_serving_warmup_requests`, one request of each signature, which a
 server answers itself before it calls a version available; and `model_card.json`, what
@@ -104,8 +111,7 @@ def _put_beside(path, about):
 def _card(model, version, training):
     import kgen
 
-    served, average = model.endpoints().items(), getattr(model, "average", None)
-    label = ["label"] if model.num_classes is not None else []
+    average = getattr(model, "average", None)
     return {
         "model": type(model).__name__,
         "version": version,
@@ -114,8 +120,8 @@ def _card(model, version, training):
         "num_classes": model.num_classes,
         "parameters": model.count_params() - (average.count_params() if average else 0),
         "signatures": {
-            name: {"inputs": [*inputs, *label], "outputs": outputs}
-            for name, (_, inputs, outputs) in served
+            name: {"inputs": inputs, "outputs": outputs}
+            for name, (_, inputs, outputs) in _signatures(model).items()
         },
         "units": {"log_prob": "nats", "elbo": "nats", "images": "0..levels-1"},
         "backend": keras.backend.backend(),
@@ -132,18 +138,52 @@ def next_version(folder):
     return folder / str(max(taken, default=0) + 1)
 
 
+def _signatures(model):
+    """{signature: (function, names of its inputs, of its outputs)}: the model's
+    endpoints, with labels if it is conditional, and `limits`."""
+
+    def limits(index):
+        import tensorflow as tf
+
+        shape = tf.shape(index)
+        return tf.fill(shape, model.levels), tf.fill(shape, model.num_classes or 0)
+
+    label = ["label"] if model.num_classes is not None else []
+    signatures = {
+        name: (fn, [*inputs, *label], outputs)
+        for name, (fn, inputs, outputs) in model.endpoints().items()
+    }
+    return signatures | {"limits": (limits, ["index"], ["levels", "num_classes"])}
+
+
 def _write(model, path, served):
     """The SavedModel; with warm-up requests, if it is `served` under a name."""
+    import tensorflow as tf
+
+    # Without `track`, which would write every weight twice: a variable of Keras and the
+    # one of TensorFlow in it. The endpoints keep those that they read.
     archive = keras.export.ExportArchive()
-    archive.track(model)
-    for name, (fn, inputs, outputs) in model.endpoints().items():
-        if model.num_classes is not None:
-            inputs = [*inputs, "label"]
+    for name, (fn, inputs, outputs) in _signatures(model).items():
         signature = [_spec(model, i) for i in inputs]
         archive.add_endpoint(name, _served(model, fn, inputs, outputs), signature)
-    archive.write_out(str(path), verbose=False)
+    # A server needs no gradients, which are a function for every convolution.
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    archive.write_out(str(path), options, verbose=False)
+    _share_default(Path(path) / "saved_model.pb")
     if served:
         _write_warmup(model, Path(path) / _EXTRA, served)
+
+
+def _share_default(path):
+    """Gives `serving_default` the tensors of `sample`. Keras writes them twice, and a
+    server then optimizes the largest graph of the model twice."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    saved = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    signatures = saved.meta_graphs[0].signature_def
+    signatures["serving_default"].CopyFrom(signatures["sample"])
+    path.write_bytes(saved.SerializeToString(deterministic=True))
+    path.with_name("fingerprint.pb").unlink(missing_ok=True)  # of the file as it was
 
 
 def _write_warmup(model, folder, served):
@@ -152,15 +192,14 @@ def _write_warmup(model, folder, served):
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
     folder.mkdir()
-    endpoints = model.endpoints()
-    endpoints |= {"serving_default": endpoints["sample"]}
-    label = ["label"] if model.num_classes is not None else []
+    signatures = _signatures(model)
+    signatures |= {"serving_default": signatures["sample"]}
     with tf.io.TFRecordWriter(str(folder / "tf_serving_warmup_requests")) as records:
-        for signature, (_, inputs, _) in endpoints.items():
+        for signature, (_, inputs, _) in signatures.items():
             request = predict_pb2.PredictRequest()
             request.model_spec.name = served
             request.model_spec.signature_name = signature
-            for name in [*inputs, *label]:
+            for name in inputs:
                 spec = _spec(model, name)
                 zeros = np.zeros((1, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
                 request.inputs[name].CopyFrom(tf.make_tensor_proto(zeros))
@@ -175,8 +214,9 @@ def _spec(model, name):
     shape, dtype = {
         "seed": ((), tf.int64),
         "label": ((), tf.int64),
+        "index": ((), tf.int64),
         "known_rows": ((), tf.int64),
-        "images": (model.image_shape, tf.uint8),
+        "images": (model.image_shape, tf.int32),
         "z": ((getattr(model, "latent_dim", None),), tf.float32),
     }[name]
     return tf.TensorSpec((None, *shape), dtype, name=name)
@@ -196,12 +236,10 @@ def _served(model, fn, inputs, outputs):
     def bounded(name, value):
         """`value` after the check: what uses it shall not fail first, in its words."""
         message = f"{name} must be in 0..{highest[name]}"
-        wide = tf.cast(value, tf.int64)
+        most = tf.constant(highest[name], value.dtype)
         checks = [
-            tf.debugging.assert_non_negative(wide, message),
-            tf.debugging.assert_less_equal(
-                wide, tf.constant(highest[name], tf.int64), message
-            ),
+            tf.debugging.assert_non_negative(value, message),
+            tf.debugging.assert_less_equal(value, most, message),
         ]
         with tf.control_dependencies(checks):
             return tf.identity(value)
@@ -213,7 +251,9 @@ def _served(model, fn, inputs, outputs):
         if name == "z":  # beyond any prior, and answers stay finite
             tf.debugging.assert_less(tf.abs(value), 1e4, "z must be finite, |z| < 1e4")
             return value
-        return bounded(name, value)
+        if name in highest:
+            value = bounded(name, value)
+        return tf.cast(value, tf.uint8) if name == "images" else value
 
     def endpoint(*values):
         # TensorFlow's fused convolutions give wrong shapes for no images at all: an

@@ -47,7 +47,7 @@ def requests(model, x, labels):
     """{signature: {input: array}}, a row for each image; of seed 7."""
     n, rng = len(x), np.random.default_rng(0)
     values = {
-        "images": x,
+        "images": x.astype("int32"),
         "known_rows": np.resize([0, 3, 8, 5, 1], n),
         "label": labels,
         "seed": (7 << 32) + np.arange(n),

@@ -8,6 +8,7 @@ Reads <folder>/requests, {name: [(signature, {input: array}, ...)]}, and the Sav
 tf.saved_model.load too.
 """
 
+import math
 import pickle
 import sys
 from pathlib import Path
@@ -27,17 +28,23 @@ def report(path, requests):
             answers.append(str(error))
     functions, shapes = model.graph.library.function, {}
     nodes = [*model.graph.node, *(node for f in functions for node in f.node_def)]
-    ops = {node.op for node in nodes} - {f.signature.name for f in functions}
+    names = {f.signature.name for f in functions}
+    ops = {node.op for node in nodes} - names
     for name, signature in model.signatures.items():
         tensors = [*signature.inputs.values(), *signature.outputs.values()]
         shapes[name] = [[d.size for d in t.tensor_shape.dim] for t in tensors]
+    stored = tf.train.list_variables(str(path / "variables" / "variables"))
+    default, sample = (model.signatures[k] for k in ("serving_default", "sample"))
     return {
         "answers": answers,  # {output: array}, or an error's message
         "compiled": any(n.attr["_XlaMustCompile"].b for n in [*nodes, *functions]),
+        "default_is_sample": default == sample,
+        "gradients": [f for f in names if "_grad_" in f],
         "ops": ops,
         "shapes": shapes,
         "stateful": {op for op in ops if op_def_registry.get(op).is_stateful},
         "warmed": model.warmed,
+        "weights": sum(math.prod(n) for k, n in stored if "OBJECT_GRAPH" not in k),
     }
 
 

@@ -66,9 +66,9 @@ class SavedModel:
         try:
             for name, tensor in sorted(spec.inputs.items()):
                 value = inputs[name]
-                if isinstance(value, list):  # JSON has no types
+                if isinstance(value, list):  # JSON has no types: 256 as uint8 is 0
                     dtype = tf.dtypes.as_dtype(tensor.dtype).as_numpy_dtype
-                    value = np.asarray(value, dtype)
+                    value = np.asarray(value).astype(dtype)
                 feed.append(value)
             outputs = self.functions[signature](*feed)
         except (tf.errors.InvalidArgumentError, KeyError, ValueError) as error:

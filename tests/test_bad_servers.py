@@ -10,14 +10,21 @@ import numpy as np
 import pytest
 
 from kgen.serving import Client, ServingError, over_rest
+from kgen.serving import client as client_module
+from kgen.serving.errors import AttemptTimeout
 
 pytestmark = pytest.mark.once
 
 X = np.zeros((3, 2, 2, 1), "uint8")
 IMAGES = {"dtype": "DT_UINT8", "tensor_shape": {"dim": [{"size": "-1"}] * 4}}
-INPUTS = {"seed": {}, "images": {}}
-SIGNATURES = {"sample": {"inputs": INPUTS, "outputs": {"images": IMAGES}}}
-METADATA = {"metadata": {"signature_def": {"signature_def": SIGNATURES}}}
+SEED = {"dtype": "DT_INT64", "tensor_shape": {"dim": [{"size": "-1"}]}}
+SIGNATURES = {"sample": {"inputs": {"seed": SEED}, "outputs": {"images": IMAGES}}}
+SIGNATURES |= dict.fromkeys(["log_prob", "encode"], {"inputs": {"images": IMAGES}})
+LIMITED = SIGNATURES | {"limits": {}}
+
+
+def metadata(signatures):
+    return {"metadata": {"signature_def": {"signature_def": signatures}}}
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -28,6 +35,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with contextlib.suppress(OSError):  # the client has gone
             self.rfile.read(int(self.headers.get("Content-Length") or 0))
             self.server.paths.append(self.path)
+            if self.path.endswith("/metadata") and self.server.metadata:
+                self.send_response(200)
+                self.end_headers()
+                return self.wfile.write(json.dumps(self.server.metadata).encode())
             reply = self.server.replies
             reply = reply.pop(0) if isinstance(reply, list) else reply
             if callable(reply):
@@ -46,9 +57,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @contextlib.contextmanager
 def serve(replies, **kwargs):
     """A client and its server, which gives `replies`, (status, body, *headers) each, or
-    the only one to all."""
+    the only one to all; to a request for metadata `metadata`, unless it is None."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.replies, server.paths = replies, []
+    server.replies, server.paths, server.metadata = replies, [], metadata(SIGNATURES)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield Client(f"http://127.0.0.1:{server.server_port}", "m", **kwargs), server
@@ -130,15 +141,42 @@ def test_busy_servers_are_asked_again():
     busy, done = (429, {"error": "Server Threadpool Exhausted"}), [1.0, 2.0, 3.0]
     with serve([busy, (503, b""), busy, (200, {"outputs": done})]) as (client, server):
         np.testing.assert_array_equal(client.log_prob(X), done)
-        assert len(server.paths) == 4
-    with serve(busy, timeout=0.3) as (client, server):
+        assert len(server.paths) == 5 and server.paths[0].endswith("metadata")
+    with serve(busy, timeout=1.0) as (client, server):
         with pytest.raises(ServingError, match="Threadpool") as error:
             client.log_prob(X)
-        assert error.value.status == 429 and len(server.paths) > 1
+        assert error.value.status == 429 and len(server.paths) > 2
     with serve((400, {"error": "bad"})) as (client, server):
         with pytest.raises(ServingError, match="bad"):
             client.log_prob(X)
-        assert len(server.paths) == 1
+        assert sum(path.endswith(":predict") for path in server.paths) == 1
+
+
+def test_attempts_share_the_timeout(monkeypatch):
+    """All of a call: metadata, limits, and a prediction of a server that is busy."""
+    timeouts = []
+
+    class Busy(over_rest.Rest):
+        def metadata(self, timeout):
+            timeouts.append(timeout)
+            time.sleep(0.1)
+            return metadata(LIMITED)["metadata"]
+
+        def predict(self, signature, inputs, timeout):
+            timeouts.append(timeout)
+            if signature == "limits":
+                return {"levels": [2], "num_classes": [0]}
+            if len(timeouts) < 5:
+                raise ServingError("busy", 503)
+            raise AttemptTimeout
+
+    monkeypatch.setattr(client_module, "Rest", Busy)
+    client = Client("http://localhost:1", "m", timeout=9.0)
+    with pytest.raises(TimeoutError, match=r"within 9 s, after it was busy \(busy\)"):
+        client.log_prob(X)
+    assert len(timeouts) == 5 and timeouts == sorted(timeouts, reverse=True)
+    assert timeouts[0] <= 9.0 and timeouts[1] <= 8.9  # less what went before it
+    assert timeouts[3] <= timeouts[2] - 0.025 and timeouts[4] <= timeouts[3] - 0.05
 
 
 def test_other_json_raises():
@@ -146,16 +184,24 @@ def test_other_json_raises():
     with serve((200, deep)) as (client, _):
         with pytest.raises(ConnectionError, match="is no TensorFlow Serving"):
             client.log_prob(X)
-    odd = [{"metadata": 7}, {"metadata": {"signature_def": {"signature_def": [1]}}}]
-    odd += [json.loads(json.dumps(METADATA).replace("DT_UINT8", "DT_STRING"))]
-    for metadata in odd:
-        with serve((200, metadata)) as (client, _), pytest.raises(ConnectionError):
-            client.sample(0)
+    text = json.dumps(metadata(SIGNATURES))
+    odd = [{"metadata": 7}, metadata([1])]
+    odd += [json.loads(text.replace(t, "DT_STRING")) for t in ("DT_INT64", "DT_UINT8")]
+    with serve(None) as (client, server):
+        for server.metadata in odd:
+            with pytest.raises(ConnectionError):
+                Client(client.url, "m").sample(0)  # reads the outputs
+                Client(client.url, "m").sample(1, seed=0)  # the inputs
+        server.metadata = metadata(LIMITED)
+        for odd in ([1], "2", {"levels": 2}, {"levels": [0], "num_classes": [0]}):
+            server.replies = (200, {"outputs": odd})
+            with pytest.raises(ConnectionError, match="limits that no model of kgen"):
+                Client(client.url, "m").log_prob(X)
 
 
 def test_labels_that_nothing_uses_raise():
     """TensorFlow Serving ignores them over REST."""
-    with serve((200, METADATA)) as (client, server):
+    with serve(None) as (client, server):
         with pytest.raises(ValueError, match="takes no labels in 'sample'"):
             client.sample(2, seed=0, labels=[1, 2])
         assert server.paths == ["/v1/models/m/metadata"]

@@ -33,11 +33,11 @@ STATEFUL = """
     AssignVariableOp DisableCopyOnRead ReadVariableOp VarIsInitializedOp
     MergeV2Checkpoints RestoreV2 SaveV2
 """.split()
-BAD = {  # input: a value, and the server's words
-    "images": (255, "images must be in 0..16"),
-    "known_rows": (9, "known_rows must be in 0..8"),
-    "label": (99, "label must be in 0..9"),
-    "z": (np.inf, "z must be finite"),
+BAD = {  # input: values, and the server's words
+    "images": ((17, 255, 256, -240), "images must be in 0..16"),
+    "known_rows": ((9,), "known_rows must be in 0..8"),
+    "label": ((99,), "label must be in 0..9"),
+    "z": ((np.inf,), "z must be finite"),
 }
 
 
@@ -46,7 +46,8 @@ BAD = {  # input: a value, and the server's words
 
 def requests_and_answers(model, x, labels):
     """[(signature, {input: array}, the model's {output: array})] of all rows, of some
-    and of none; with wrong inputs the words of the error in place of an answer."""
+    and of none; with wrong inputs the words of the error in place of an answer. Values
+    out of range are in lists, as JSON has them, for the server to cast."""
     requests, endpoints = exports.requests(model, x, labels), model.endpoints()
     asked = []
     for signature in ("serving_default", *endpoints):
@@ -60,9 +61,9 @@ def requests_and_answers(model, x, labels):
             )
             asked.append((signature, given, expected))
         for name, value in inputs.items():
-            if name in BAD:
-                bad, words = BAD[name]
-                wrong = inputs | {name: np.full_like(value, bad)}
+            values, words = BAD.get(name, ((), None))
+            for bad in values:
+                wrong = inputs | {name: np.full_like(value, bad).tolist()}
                 asked.append((signature, wrong, words))
             if value.ndim > 1:
                 wrong = inputs | {name: value[:, :-1]}
@@ -70,6 +71,9 @@ def requests_and_answers(model, x, labels):
             if len(inputs) > 1:
                 wrong = inputs | {name: value[:-1]}
                 asked.append((signature, wrong, "are not of the same number"))
+    limits = np.full(2, model.levels, "int32"), np.full(2, model.num_classes or 0)
+    limits = {"levels": limits[0], "num_classes": limits[1].astype("int32")}
+    asked.append(("limits", {"index": np.array([-3, 2**62])}, limits))
     return asked
 
 
@@ -111,7 +115,8 @@ def test_server_without_keras_gives_the_models_answers(served):
             for output, value in expected.items():
                 got, where = answer[output], f"{name} {signature} {output}"
                 assert got.dtype == value.dtype and got.shape == value.shape, where
-                assert got.dtype in ("uint8", "float32"), where
+                kinds = ("int32",) if signature == "limits" else ("uint8", "float32")
+                assert got.dtype in kinds, where
                 np.testing.assert_allclose(
                     got, value, rtol=1e-5, atol=1e-5, err_msg=where
                 )
@@ -128,7 +133,7 @@ def test_signatures_and_graphs_are_of_tensorflow_alone(served):
         assert report["size"] < 2e6, name  # pixels are loops, not 64 copies of a graph
         shapes = [shape for tensors in report["shapes"].values() for shape in tensors]
         assert all(B == -1 and -1 not in rest for B, *rest in shapes), name
-        signatures = {"serving_default", *model.endpoints()}
+        signatures = {"serving_default", "limits", *model.endpoints()}
         assert report["shapes"].keys() == signatures
         warmed = signatures if name not in COLD else ()
         assert sorted(report["warmed"]) == sorted((name, s) for s in warmed)
@@ -140,6 +145,12 @@ def test_server_gets_errors_of_wrong_requests(served):
             if isinstance(words, str):
                 assert isinstance(answer, str), (name, signature, words)
                 assert words in answer, (name, signature)
+
+
+def test_nothing_is_exported_twice_or_in_vain(served):
+    for name, (model, _, report) in served.items():
+        assert report["weights"] < 1.5 * model.count_params(), name  # beta is one more
+        assert report["default_is_sample"] and not report["gradients"], name
 
 
 # Folders
@@ -208,6 +219,7 @@ def test_card_describes_what_is_served(tmp_path, writer):
     sample, encode = first["signatures"]["sample"], first["signatures"]["encode"]
     assert sample == {"inputs": ["seed", "label"], "outputs": ["images"]}
     assert encode["outputs"] == ["mean", "log_var"]
+    assert first["signatures"]["limits"]["inputs"] == ["index"]
     model.export(folder / "01", warmup=False)  # of an older version: beside it stays
     assert json.loads((folder / "model_card.json").read_text()) == beside
     model.export(tmp_path / "no_version", warmup=False)  # its folder is not ours

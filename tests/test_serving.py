@@ -26,27 +26,44 @@ from kgen.serving.config import commands
 pytestmark = pytest.mark.once
 
 INTERFACES = {"rest": ("http", serve_rest), "grpc": ("grpc", serve_grpc)}
-TYPES = {"images": "uint8", "known_rows": "int64", "label": "int64"}
-TYPES |= {"seed": "int64", "z": "float32"}
 
 
 class Stub:
     """Serves a model as version 3 of "m". `asked` is the version of the last request,
-    `seen` are those of a prediction, (signature, inputs); `delay` makes it slow;
-    `states` are those of the version, one a request."""
+    `seen` are those of a prediction, (signature, inputs), but of `limits`; `reads` how
+    often signatures or limits were read; `delay` makes it slow; `states` are those of
+    the version, one a request. An `older` export takes bytes, and has no `limits`."""
 
     number = 3
-    tensor_shape = {"dim": [{"size": str(d)} for d in (-1, *SHAPE)]}
-    images = {"dtype": "DT_UINT8", "tensor_shape": tensor_shape}
 
-    def __init__(self, model):
+    def __init__(self, model, older=False):
         self.model, self.seen, self.delay, self.states = model, [], 0.0, ["AVAILABLE"]
-        self.described = {"sample": {}}
-        if model.num_classes is not None:
-            label = {"inputs": {"label": {}}}
-            self.described = dict.fromkeys(model.endpoints(), label)
-        outputs = {"outputs": {"images": self.images}}
-        self.described["sample"] = self.described["sample"] | outputs
+        self.reads, self.older, self.levels = 0, older, LEVELS
+
+    def tensor(self, name, dtype=None):
+        """Of the metadata."""
+        dtypes = {"images": "uint8" if self.older else "int32", "z": "float"}
+        shapes = {"images": SHAPE, "z": (3,)}
+        sizes = [{"size": str(size)} for size in (-1, *shapes.get(name, ()))]
+        dtype = dtype or dtypes.get(name, "int64")
+        return {"dtype": f"DT_{dtype.upper()}", "tensor_shape": {"dim": sizes}}
+
+    @property
+    def described(self):
+        self.reads += 1
+        label = [] if self.model.num_classes is None else ["label"]
+        signatures = {
+            signature: {
+                "inputs": {name: self.tensor(name) for name in [*inputs, *label]},
+                "outputs": {name: self.tensor(name, "uint8") for name in outputs},
+            }
+            for signature, (_, inputs, outputs) in self.model.endpoints().items()
+        }
+        if not self.older:
+            index, levels = self.tensor("index"), self.tensor("levels", "int32")
+            outputs = dict.fromkeys(["levels", "num_classes"], levels)
+            signatures["limits"] = {"inputs": {"index": index}, "outputs": outputs}
+        return signatures
 
     def find(self, name, version):
         if name != "m":
@@ -59,14 +76,20 @@ class Stub:
         return self.states.pop(0) if len(self.states) > 1 else self.states[0]
 
     def predict(self, signature, inputs):
+        if signature == "limits" and not self.older:
+            self.reads += 1
+            classes = np.array([self.model.num_classes or 0])
+            return {"levels": np.array([self.levels]), "num_classes": classes}
         self.seen.append((signature, inputs))
         time.sleep(self.delay)
-        if signature not in self.model.endpoints():
-            raise Refused("INVALID_ARGUMENT", f"Signature '{signature}' not found")
-        for name, value in inputs.items():  # JSON has no types; else a server takes
-            assert isinstance(value, list) or value.dtype == TYPES[name]  # no other
-        inputs = {k: np.asarray(v, TYPES[k]) for k, v in inputs.items()}
-        if "images" in inputs and inputs["images"].max() >= LEVELS:
+        types = {"images": "uint8" if self.older else "int32", "z": "float32"}
+        types = {name: types.get(name, "int64") for name in inputs}
+        for name, value in inputs.items():  # JSON has no types
+            if not isinstance(value, list) and value.dtype != types[name]:
+                words = f"Expects arg[0] to be {types[name]} but {value.dtype} is"
+                raise Refused("INVALID_ARGUMENT", words)
+        inputs = {k: np.asarray(v, types[k]) for k, v in inputs.items()}
+        if "images" in inputs and inputs["images"].max() >= self.levels:
             raise Refused("INVALID_ARGUMENT", "[images must be in 0..16]")
         if "seed" in inputs:
             words = inputs["seed"] >> 32, inputs["seed"] & 0xFFFFFFFF
@@ -79,10 +102,10 @@ class Stub:
 
 
 @contextlib.contextmanager
-def serve(over="rest", port=0, name="fvbn", num_classes=None):
+def serve(over="rest", port=0, name="fvbn", num_classes=None, older=False):
     """(a client of the model of this name, the stub)."""
     scheme, interface = INTERFACES[over]
-    stub = Stub(shared(name, SHAPE, LEVELS, num_classes))
+    stub = Stub(shared(name, SHAPE, LEVELS, num_classes), older)
     with interface(stub.find, port) as port:
         with Client(f"{scheme}://127.0.0.1:{port}/", "m", max_batch=4) as client:
             yield client, stub
@@ -116,6 +139,7 @@ def test_samples_are_those_of_the_model(served):
     assert list(inputs["seed"]) == [7 * 2**32 + i for i in (4, 5, 6, 7)]
     none = client.sample(0, seed=7)
     assert none.shape == (0, *SHAPE) and none.dtype == "uint8" and len(stub.seen) == 3
+    assert stub.reads == 2 and client.limits() == {"levels": 17, "num_classes": 0}
     assert np.any(client.sample(2) != client.sample(2))
 
 
@@ -134,45 +158,122 @@ def test_methods_return_what_the_models_return(
             np.testing.assert_array_equal(client.decode(z, 2), expected)
 
 
-def test_refusals_of_the_server_raise(served, digits):
+def test_older_exports_take_bytes(over, digits):
+    """They have no `limits`: the server checks the range."""
+    with serve(over, older=True) as (client, stub):
+        x = digits[:5].astype("int64")
+        np.testing.assert_allclose(
+            client.log_prob(x), numpy(stub.model.log_prob(x)), 1e-5
+        )
+        assert client.limits() is None
+        with pytest.raises(ValueError, match=r"0\.\.255; got 0\.\.256"):
+            client.log_prob(np.where(x == x.max(), 256, 0))
+        with refused("images must be in 0..16", 400):
+            client.log_prob(np.full((1, *SHAPE), 200))
+
+
+def test_signatures_of_a_new_version_are_read_again(over, digits):
+    with serve(over, older=True) as (client, stub):
+        expected = client.log_prob(digits[:2])
+        stub.older = False
+        np.testing.assert_allclose(client.log_prob(digits[:2]), expected)
+        stub.levels = 2
+        with pytest.raises(ValueError, match=r"images must be in 0\.\.1; got"):
+            client.log_prob(digits[:2])
+        stub.levels = LEVELS
+        np.testing.assert_allclose(client.log_prob(digits[:2]), expected)
+        stub.older = True
+        np.testing.assert_allclose(client.log_prob(digits[:2]), expected)
+
+
+def test_missing_models_and_signatures_raise(served, digits):
     client, _ = served
-    with refused("images must be in 0..16", 400):
-        client.log_prob(np.full((1, 8, 8, 1), 200))
-    with refused("'encode' not found", 400):
+    with refused("no signature 'encode'", 400):
         client.encode(digits[:1])
-    with refused("no signature 'complete'", 400):
-        client.complete(digits[:0], [])
     with refused("Could not find", 404):
         Client(client.url, "other").status()
 
 
+def images_of(value):
+    return np.full((1, *SHAPE), value)
+
+
+WRONG = [  # signature, inputs, words of the error
+    ("log_prob", {"images": images_of(256)}, r"images must be in 0\.\.16; got 256"),
+    ("log_prob", {"images": images_of(17)}, r"images must be in 0\.\.16; got 17"),
+    ("log_prob", {"images": images_of(-1)}, r"images must be in 0\.\.16; got -1"),
+    ("log_prob", {"images": images_of(1.0)}, "must be integers; got float64"),
+    ("log_prob", {"images": images_of(1)[0]}, r"shape \(8, 8, 8, 1\); got \(8"),
+    ("log_prob", {"images": images_of(1)[:, 1:]}, r"\(1, 8, 8, 1\); got \(1, 7"),
+    ("log_prob", {"images": 1}, r"\(1, 8, 8, 1\); got \(\)"),
+    ("log_prob", {"images": images_of(1), "label": [1]}, "'m' takes no labels in"),
+    ("log_prob", {"images": images_of(1), "z": [1]}, "takes no z in 'log_prob'"),
+    ("complete", {"images": images_of(1), "seed": [1]}, "needs known_rows in"),
+    ("complete", {"images": images_of(1), "seed": [1], "known_rows": [9]},
+     r"known_rows must be in 0\.\.8; got 9"),
+    ("complete", {"images": images_of(1), "seed": [1], "known_rows": [-1]},
+     r"known_rows must be in 0\.\.8; got -1"),
+    ("complete", {"images": images_of(1), "seed": [1, 2], "known_rows": [0]},
+     r"seed must be of shape \(1\); got \(2,\)"),
+    ("complete", {"images": images_of(1), "seed": [1], "known_rows": [3.7]},
+     "known_rows must be integers; got float64"),
+]  # fmt: skip
+
+
 def test_wrong_inputs_raise_and_are_not_sent(served):
     client, stub = served
-    for wrong, words in (
-        (np.full((1, 8, 8, 1), 256), r"0\.\.255; got 256"),
-        (np.full((1, 8, 8, 1), -1), r"0\.\.255; got -1"),
-        (np.zeros((1, 8, 8, 1)), "expected integers; got float64"),
-    ):
+    for signature, inputs, words in WRONG:
         with pytest.raises(ValueError, match=words):
-            client.log_prob(wrong)
-        with pytest.raises(ValueError, match=words):
-            client.predict("log_prob", images=wrong)
-    with pytest.raises(ValueError, match="known_rows: expected integers"):
-        client.complete(np.zeros((1, 8, 8, 1), "uint8"), 3.7)
+            client.predict(signature, **inputs)
+    assert not stub.seen
+
+
+def test_one_wrong_row_of_many_stops_all_requests(served, digits):
+    client, stub = served
+    x = digits[:9].astype("int64")
+    x[8, 0, 0] = 17
+    with pytest.raises(ValueError, match="images must be"):
+        client.log_prob(x)
+    with pytest.raises(ValueError, match="known_rows must be"):
+        client.complete(digits[:9], np.arange(1, 10))
+    with pytest.raises(ValueError, match="takes no labels in 'sample'"):
+        client.sample(9, seed=0, labels=1)
+    assert not stub.seen
+
+
+def test_wrong_labels_and_latents_raise_and_are_not_sent(over, digits):
+    with serve(over, name="vae-conditional", num_classes=CLASSES) as (client, stub):
+        for label, words in (
+            (None, "'m' needs labels in 'elbo'"),
+            (10, r"label must be in 0\.\.9; got 10"),
+            (-1, r"label must be in 0\.\.9; got -1"),
+            ("1", "label must be integers"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                client.elbo(digits[:2], label)
+        for z, words in (
+            (np.full((1, 3), np.nan), "z must be finite latents"),
+            (np.full((1, 3), -1e4), "z must be finite latents, .z. < 10000"),
+            (np.zeros((1, 2)), r"z must be of shape \(1, 3\); got \(1, 2\)"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                client.decode(z, 1)
+        assert not stub.seen
+
+
+def test_wrong_clients_raise():
     with pytest.raises(TypeError):
-        Client(client.url, "m", version=1.5)
-    with pytest.raises(ValueError, match="finite latents"):
-        client.decode(np.full((1, 3), np.nan))
+        Client("http://localhost:8501", "m", version=1.5)
     with pytest.raises(ValueError, match="begin with http"):
         Client("localhost:8501", "m")
-    assert not stub.seen
 
 
 def test_slow_and_missing_servers_raise(served, over):
     client, stub = served
-    stub.delay = 1.0
+    client.sample(1, seed=0)
+    stub.delay, client.timeout = 1.0, 0.2
     with pytest.raises(TimeoutError, match="within 0.2 s"):
-        Client(client.url, "m", timeout=0.2).sample(1, seed=0)
+        client.sample(1, seed=0)
     missing = Client(f"{INTERFACES[over][0]}://127.0.0.1:9", "m")
     with pytest.raises(ConnectionError, match="No TensorFlow Serving at"):
         missing.status()

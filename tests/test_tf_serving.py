@@ -122,18 +122,25 @@ def test_rows_are_answered_in_the_form_of_curl(client, models):
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_errors_of_the_server_raise(protocol, client, digits, digit_labels):
-    x = digits[:2]
+def test_errors_of_the_server_raise(protocol, client, digits):
+    """Of requests that the client has not checked."""
+    x, label = digits[:2].astype("int32"), np.array([1, 1])
     with client("gated", protocol) as gated:
-        with refused(r"images must be in 0\.\.16", 400):
-            gated.log_prob(np.full((1, *SHAPE), 200), labels=[1])
+
+        def send(signature, **inputs):
+            return gated._server.predict(signature, inputs, 60.0)
+
+        assert gated.limits() == {"levels": 17, "num_classes": 10}
+        for bad in (17, 200, 256, -240):
+            with refused(r"images must be in 0\.\.16", 400):
+                send("log_prob", images=np.full_like(x, bad), label=label)
         with refused(r"label must be in 0\.\.9", 400):
-            gated.sample(2, seed=0, labels=[1, 99])
+            send("sample", seed=label, label=np.array([1, 99]))
         with refused("encode", 400, 404):
-            gated.encode(x, digit_labels[:2])
+            send("encode", images=x, label=label)
         for wrong in (x[:, :-1], x[:1], x[..., 0]):
             with refused(None, 400):
-                gated.predict("log_prob", images=wrong, label=[1, 1])
+                send("log_prob", images=wrong, label=label)
     for name, version in (("nobody", None), ("vae", 99)):
         with client(name, protocol, version=version) as missing, refused(None, 404):
             missing.sample(1, seed=0)

@@ -73,8 +73,12 @@ class CausalWeightNorm:
 
     def __init__(self, layer):
         dtype = layer.compute_dtype
-        self.kernel = ops.cast(layer.effective_kernel(), dtype)
+        self.kernel = kernel = ops.cast(layer.effective_kernel(), dtype)
         self.b = ops.cast(layer.b, dtype)
+        # What `above`, `pixel` and `point` use, sliced here once and not at every pixel
+        rows, columns = kernel.shape[:2]
+        self.upper = kernel[:1] if rows == 2 and columns < 3 else None
+        self.taps = [kernel[-1, k] for k in range(columns)] if columns < 3 else []
 
     def row(self, above, row):
         """For a whole row, of windows with a column to the right: (B, 1, w, F)."""
@@ -84,15 +88,15 @@ class CausalWeightNorm:
     def above(self, row):
         """What the row above (B, w, F) gives to each pixel: (B, w, G)."""
         pads = ((0, 0), (1, 0))
-        return backend.convolution(row[:, None], self.kernel[:1], pads, self.b)[:, 0]
+        return backend.convolution(row[:, None], self.upper, pads, self.b)[:, 0]
 
     def pixel(self, left, x, above):
-        return left @ self.kernel[1, 0] + x @ self.kernel[1, 1] + above  # (B, G)
+        return left @ self.taps[0] + x @ self.taps[1] + above  # (B, G)
 
     def point(self, x):
         """Of one tap: of pixels (B, F), or of a row (B, 1, w, F)."""
         if len(x.shape) == 2:
-            return x @ self.kernel[0, 0] + self.b
+            return x @ self.taps[0] + self.b
         return backend.convolution(x, self.kernel, ((0, 0), (0, 0)), self.b)
 
 

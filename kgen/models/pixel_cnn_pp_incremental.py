@@ -5,9 +5,14 @@ At resolution r a feature belongs to 2^r x 2^r pixels, and is due at the first o
 So that each pixel is the same step of one loop, all resolutions are computed at every
 pixel and every row, and kept where they are due: 2^r divides the column (row).
 
+What passes from the rows above to the pixels, and back, is packed by resolution: the
+tensors of all blocks as one. TensorFlow pays for each tensor that passes a loop: with
+it an image of the packaged preset takes 0.52 s in place of 0.77 on two cores.
+
 Shapes: B batch, (H, W, C) image, F filters, w = ceil(W / 2^r) at resolution r.
 """
 
+import keras
 from keras import ops
 
 from kgen import backend
@@ -22,6 +27,21 @@ def kept_where(due, new, old):
         pairs = zip(new, old, strict=True)
         return type(new)(kept_where(due, a, b) for a, b in pairs)
     return ops.where(due, new, old)
+
+
+def pack(nest):
+    """Joins the tensors (..., n) of a nest along the last axis: {n: (..., k n)}."""
+    by_size = {}
+    for x in keras.tree.flatten(nest):
+        by_size.setdefault(x.shape[-1], []).append(x)
+    return {n: ops.concatenate(xs, axis=-1) for n, xs in by_size.items()}
+
+
+def unpack(packed, sizes):
+    """Returns the nest that was packed; `sizes` is like it, with n for tensors."""
+    flat = keras.tree.flatten(sizes)
+    parts = {n: iter(ops.split(x, flat.count(n), axis=-1)) for n, x in packed.items()}
+    return keras.tree.pack_sequence_as(sizes, [next(parts[n]) for n in flat])
 
 
 class Incremental:
@@ -48,6 +68,17 @@ class Incremental:
         self.halve_ul = [CausalWeightNorm(ul) for _, ul in model.halve]
         self.double_u = [CausalWeightNorm(u) for u, _ in model.doubling[::-1]]
         self.double_ul = [CausalWeightNorm(ul) for _, ul in model.doubling[::-1]]
+        # Of each resolution, features of what pixels keep and of what they need
+        F, R = self.F, len(self.widths)
+        self.kept_sizes, self.above_sizes = [], []
+        for r in range(R):
+            down, up = len(self.down_ul[r]), len(self.up_ul[r])
+            common = {"halve": [F] * (r < R - 1), "low": [F] * (r > 0)}
+            kept = {"down": [[F, F]] * down, "up": [[F, F]] * up}
+            above = {"down": [[F, 2 * F]] * down, "up": [[F, 2 * F]] * up}
+            above |= {"u_down": [F] * down, "u_up": [F] * up}
+            self.kept_sizes.append(kept | common)
+            self.above_sizes.append(above | common)
 
     def _due(self, n):
         """For each resolution, whether 2^r divides n."""
@@ -67,8 +98,9 @@ class Incremental:
         def of_u(w):
             return [zeros(1, w, 2 * F), zeros(1, w, 2 * F)]
 
-        def of_ul(w):
-            return [zeros(w, F), zeros(w, F)]
+        def of_ul(r):
+            n = len(keras.tree.flatten(self.kept_sizes[r]))
+            return {F: zeros(self.widths[r], n * F)}
 
         C = self.model.image_shape[-1] + 1
         return {
@@ -78,10 +110,7 @@ class Incremental:
             "up_u": each(self.up_u, of_u),
             "halve_u": [zeros(1, w, F) for w in self.widths[: R - 1]],
             "double_u": [zeros(2, w, F) for w in self.widths[: R - 1]],
-            "down_ul": each(self.down_ul, of_ul),
-            "up_ul": each(self.up_ul, of_ul),
-            "halve_ul": [zeros(w, F) for w in self.widths[: R - 1]],
-            "low": [zeros(w, F) for w in self.widths[1:]],
+            "ul": [of_ul(r) for r in range(R)],
         }
 
     def begin_row(self, rows):
@@ -91,37 +120,33 @@ class Incremental:
         pads = ((0, 0), (1, 1))
         seen = backend.convolution(last, above.kernel, pads, above.b)[:, 0]
         seen = seen + of_left.b
-        kernel = of_left.kernel[:1]  # of the row above, one column to the left
+        kernel = of_left.upper  # of the row above, one column to the left
         seen = seen + backend.convolution(last, kernel, ((0, 0), (1, -1)))[:, 0]
 
         def contexts(blocks, caches):
-            return [
-                [block.above(cache) for block, cache in zip(b, c, strict=True)]
-                for b, c in zip(blocks, caches, strict=True)
-            ]
+            pairs = zip(blocks, caches, strict=True)
+            return [block.above(cache) for block, cache in pairs]
 
-        halve = zip(self.halve_ul, rows["halve_ul"], strict=True)
-        by_resolution = {
-            "down": contexts(self.down_ul, rows["down_ul"]),
-            "up": contexts(self.up_ul, rows["up_ul"]),
-            "u_down": u_down,
-            "u_up": u_up,
-            "halve": [conv.above(row) for conv, row in halve] + [[]],
-            "low": [[], *rows["low"]],
-        }
-        spread = {k: self._spread(v) for k, v in by_resolution.items()}
-        spread["first"] = by_pixel(seen)
+        spread = {"first": by_pixel(seen), "packed": []}
+        for r, packed in enumerate(rows["ul"]):
+            kept = unpack(packed, self.kept_sizes[r])
+            halve = zip(self.halve_ul[r : r + 1], kept["halve"], strict=True)
+            above = {
+                "down": contexts(self.down_ul[r], kept["down"]),
+                "up": contexts(self.up_ul[r], kept["up"]),
+                "u_down": u_down[r],
+                "u_up": u_up[r],
+                "halve": [conv.above(row) for conv, row in halve],
+                "low": kept["low"],
+            }
+            packed = {n: self._spread(x, r) for n, x in pack(above).items()}
+            spread["packed"].append(packed)
         return rows, spread
 
-    def _spread(self, levels):
-        """Rows (B, w, ...) of each resolution, as a scan over pixels takes them."""
-
-        def wide(x, r):
-            if isinstance(x, (list, tuple)):
-                return [wide(part, r) for part in x]
-            return ops.repeat(by_pixel(x), 2**r, axis=0)[: self.widths[0]]
-
-        return [wide(level, r) for r, level in enumerate(levels)]
+    def _spread(self, x, r):
+        """A row (B, w, n) of a resolution as a scan over pixels takes it: (W, B, n)."""
+        x = by_pixel(x)
+        return ops.repeat(x, 2**r, axis=0)[: self.widths[0]] if r else x
 
     def _row_of_u(self, rows):
         """The stream u of the row: its caches, and by resolution its features after
@@ -185,22 +210,23 @@ class Incremental:
     def pixel(self, left, above, window):
         i, j = left.constant("i"), left.column("j")
         due, due_row = self._due(j), self._due(i)
-        kept = {"up": [None] * len(due), "low": [None] * (len(due) - 1)}
-        passed = self._down(left, above, window, j, due, kept)
+        pairs = zip(above["packed"], self.above_sizes, strict=True)
+        levels = [unpack(*pair) for pair in pairs]
+        kept = [{"down": [], "up": [], "halve": [], "low": []} for _ in levels]
+        passed = self._down(left, above["first"], levels, window, j, due, kept)
         ul = passed.pop()
         for r in reversed(range(len(due))):
             if r < len(due) - 1:  # ul of resolution r + 1 at this pixel: new, or held
-                ul = ops.where(due_row[r + 1], ul, above["low"][r + 1])
+                ul = ops.where(due_row[r + 1], ul, levels[r + 1]["low"][0])
                 ul = left.held(f"low_{r}", ul, 2 ** (r + 1), due[r + 1])
-                kept["low"][r] = ul
+                kept[r + 1]["low"].append(ul)
                 ul = self._doubled(ul, r, i, j)
-            kept["up"][r] = []
             for n, block in enumerate(self.up_ul[r]):
                 before = self._before(left, f"up_{r}_{n}", r, due)
-                aux = ops.concatenate([above["u_up"][r][n], passed.pop()], axis=-1)
-                ul, keep = block.pixel(ul, before, above["up"][r][n], aux)
-                kept["up"][r].append(keep)
-        return self.head.point(ops.elu(ul)), kept
+                aux = ops.concatenate([levels[r]["u_up"][n], passed.pop()], axis=-1)
+                ul, keep = block.pixel(ul, before, levels[r]["up"][n], aux)
+                kept[r]["up"].append(keep)
+        return self.head.point(ops.elu(ul)), [pack(level) for level in kept]
 
     def _before(self, left, name, r, due):
         def before(k, x):
@@ -208,25 +234,23 @@ class Incremental:
 
         return before
 
-    def _down(self, left, above, window, j, due, kept):
+    def _down(self, left, first, levels, window, j, due, kept):
         """The way down at a pixel: its features after each block (B, F), and `kept`."""
-        kept["down"], kept["halve"] = [], []
         of_left = ops.where(j > 0, self._image(window[:, 0]), 0.0)
-        ul = above["first"] + of_left @ self.first[2].kernel[1, 0]  # (B, F)
+        ul = first + of_left @ self.first[2].taps[0]  # (B, F)
         passed = []
         for r, blocks in enumerate(self.down_ul):
             if r:
-                kept["halve"].append(ul)
-                name = f"halve_{r - 1}"
+                kept[r - 1]["halve"].append(ul)
+                name, conv = f"halve_{r - 1}", self.halve_ul[r - 1]
                 before = left.neighbour(name, ul, 2 ** (r - 1), due[r - 1])
-                ul = self.halve_ul[r - 1].pixel(before, ul, above["halve"][r - 1])
+                ul = conv.pixel(before, ul, levels[r - 1]["halve"][0])
             passed.append(ul)
-            kept["down"].append([])
             for n, block in enumerate(blocks):
                 before = self._before(left, f"down_{r}_{n}", r, due)
-                aux, context = above["u_down"][r][n], above["down"][r][n]
+                aux, context = levels[r]["u_down"][n], levels[r]["down"][n]
                 ul, keep = block.pixel(ul, before, context, aux)
-                kept["down"][r].append(keep)
+                kept[r]["down"].append(keep)
                 passed.append(ul)
         return passed
 
@@ -247,19 +271,10 @@ class Incremental:
     def end_row(self, rows, x, kept):
         rows, due = dict(rows), self._due(rows["i"])
 
-        def caches(new, old, r):
-            if isinstance(new, (list, tuple)):
-                return [caches(a, b, r) for a, b in zip(new, old, strict=True)]
-            return ops.where(due[r], by_pixel(new[:: 2**r]), old)
-
-        for key, name, first in (
-            ("down", "down_ul", 0),
-            ("up", "up_ul", 0),
-            ("halve", "halve_ul", 0),
-            ("low", "low", 1),
-        ):
-            levels = zip(kept[key], rows[name], strict=True)
-            rows[name] = [caches(a, b, r) for r, (a, b) in enumerate(levels, first)]
+        rows["ul"] = [
+            {F: ops.where(due[r], by_pixel(new[F][:: 2**r]), old[F]) for F in new}
+            for r, (new, old) in enumerate(zip(kept, rows["ul"], strict=True))
+        ]
         row = self._image(self.scale(x))[:, None]
         rows["image"] = ops.concatenate([rows["image"][:, 1:], row], axis=1)
         rows["i"] = rows["i"] + 1

@@ -52,10 +52,11 @@ def _sample(args):
             print(f"waiting for {asked}", file=sys.stderr, flush=True)
             client.wait_until_ready(args.wait)
             images = client.sample(args.n, args.seed, args.label)
+            limits = client.limits()
     except (ServingError, OSError, ValueError, ImportError) as error:
         raise SystemExit(str(error)) from error
     card = Path(args.folder) / args.name / "model_card.json"
-    known = json.loads(card.read_text()) if card.is_file() else {}
+    known = limits or (json.loads(card.read_text()) if card.is_file() else {})
     levels = known.get("levels") or max(2, int(images.max()) + 1)
     print(save_grid(args.out or f"served_{args.name}.png", images, levels))
 

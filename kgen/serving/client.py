@@ -20,18 +20,9 @@ import numpy as np
 
 from kgen.checks import is_number, positive
 from kgen.random import image_seeds
-from kgen.serving.errors import ServingError
+from kgen.serving.errors import AttemptTimeout, ServingError
 from kgen.serving.over_rest import Rest
-
-# What the signatures take; gRPC sends types as they are.
-_DTYPES = {
-    "images": "uint8",
-    "seed": "int64",
-    "label": "int64",
-    "known_rows": "int64",
-    "z": "float32",
-}
-_OF = {"DT_UINT8": "uint8", "DT_FLOAT": "float32"}  # what they give
+from kgen.serving.signatures import Signatures
 
 
 class Client:
@@ -42,17 +33,22 @@ class Client:
             "grpc://localhost:8500"; https:// and grpcs:// are encrypted.
         name: the served model's.
         version: its number; None for the newest.
-        timeout: seconds to wait for a whole answer. A server that is busy (429, 503) is
-            asked again within them.
+        timeout: seconds to wait for the whole answer to a request. A server that is
+            busy (429, 503) is asked again within them.
         max_batch: images of one request; more go in several. A server that batches
             refuses more than its own max_batch_size, 64 as `write_config` has it.
 
     Threads may share a client. It is a context manager; `close` ends its connection.
 
+    Before its first request a client reads the types and shapes of the signatures and,
+    from the signature `limits`, the ranges of their inputs. Exports of earlier versions
+    of kgen have no `limits`; their graphs check the ranges.
+
     Raises (all methods): ServingError, if the server refuses; TimeoutError, if it takes
         longer; ConnectionError, if there is none, or its answer is not what the model
         has (another number of rows, NaN, images that are no bytes, over 64 MiB);
-        ValueError, what it would misread.
+        ValueError, before anything is sent, if an input has the wrong type, shape or
+        range, is missing, or is none of the signature's.
         ImportError (at once): gRPC without `tensorflow-serving-api`.
     """
 
@@ -68,8 +64,8 @@ class Client:
         self.url, self.name, self.version = url.rstrip("/"), name, version
         self.timeout, self.max_batch = timeout, max_batch
         over = Rest if scheme.startswith("http") else _grpc()
-        self._takes_labels = {}  # of each signature that has been asked with labels
-        self._server = over(self.url, name, version, timeout)
+        self._signatures = None  # read with the first request
+        self._server = over(self.url, name, version)
 
     def close(self):
         """Ends the connection that gRPC keeps open."""
@@ -92,7 +88,7 @@ class Client:
 
     def complete(self, images, known_rows, seed=None, labels=None):
         """As `model.complete`: (n, H, W, C) uint8."""
-        images = _images(images)
+        images = np.asarray(images)
         n = len(images)
         seed = secrets.randbelow(2**31) if seed is None else seed
         rows = np.broadcast_to(np.asarray(known_rows), n)
@@ -126,25 +122,30 @@ class Client:
 
     def decode(self, z, labels=None):
         """A VAE's expected images of latents (n, L): float32 (n, H, W, C)."""
-        return self._batched("decode", "float32", z=_latents(z), label=labels)
+        return self._batched("decode", "float32", z=np.asarray(z), label=labels)
 
     def generate(self, z, labels=None):
         """A GAN's G(z) of latents (n, L): float32 (n, H, W, C)."""
-        return self._batched("generate", "float32", z=_latents(z), label=labels)
+        return self._batched("generate", "float32", z=np.asarray(z), label=labels)
 
     def _of_images(self, signature, images, labels):
-        images = _images(images)
+        images = np.asarray(images)
         return self._batched(signature, "float32", images=images, label=labels)
 
     # The server
 
     def status(self):
         """The states of the model's versions, {version: "AVAILABLE", ...}."""
-        return self._server.status()
+        return self._server.status(self.timeout)
 
     def metadata(self):
         """The signatures as the server describes them, as its REST API does."""
-        return self._server.metadata()
+        return self._server.metadata(self.timeout)
+
+    def limits(self):
+        """The ranges of inputs: {"levels": of images, "num_classes": of labels, 0 for a
+        model without}; None for an export of an earlier version of kgen."""
+        return self._described(self._deadline()).limits
 
     def wait_until_ready(self, seconds=60.0):
         """Returns when a version (that asked for) is available.
@@ -173,78 +174,101 @@ class Client:
     def predict(self, signature, **inputs):
         """One request, of arrays by name; the output's array, or, where a signature has
         several, a dict of them. REST has no types: int64 and float64 come back."""
-        typed = {k: _as(_DTYPES.get(k), k, v) for k, v in inputs.items()}
-        outputs = self._ask_again(signature, typed)
-        if isinstance(outputs, dict):
-            return {k: np.asarray(v) for k, v in outputs.items()}
-        return np.asarray(outputs)
-
-    def _ask_again(self, signature, inputs):
-        """`predict` of the server, until it is not busy or the time is over."""
-        end, pause = time.monotonic() + self.timeout, 0.05
-        while True:
-            try:
-                return self._server.predict(signature, inputs)
-            except ServingError as error:
-                busy = error.status in (429, 503)  # RESOURCE_EXHAUSTED, UNAVAILABLE
-                if not busy or time.monotonic() + pause > end:
-                    raise
-            time.sleep(pause * random.uniform(0.5, 1.0))  # clients do not keep step
-            pause = min(2.0 * pause, 1.0)
+        end = self._deadline()
+        inputs, known = self._check(signature, inputs, end)
+        return self._ask(signature, inputs, known, end)
 
     def _batched(self, signature, dtype, label=None, **inputs):
-        n = len(_first(inputs))
+        n, end = len(_first(inputs)), self._deadline()
+        if n == 0:  # JSON has no shape for it, and a batching server no batch
+            return _nothing(self._described(end).tensors(signature, "outputs"))
         if label is not None:
             inputs["label"] = np.broadcast_to(np.asarray(label), n)
-            if isinstance(self._server, Rest):
-                self._check_takes_labels(signature)
-        if n == 0:  # JSON has no shape for it, and a batching server no batch
-            return self._nothing(signature)
+        inputs, known = self._check(signature, inputs, end)
         parts = []
         for start in range(0, n, self.max_batch):
             part = {k: v[start : start + self.max_batch] for k, v in inputs.items()}
-            answer, rows = self.predict(signature, **part), len(_first(part))
+            answer, rows = self._ask(signature, part, known, end), len(_first(part))
             parts.append(_checked(answer, dtype, rows, f"{self.name}'s '{signature}'"))
+            end = self._deadline()
         if isinstance(parts[0], dict):  # of several outputs
             return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
         return np.concatenate(parts)
 
-    def _check_takes_labels(self, signature):
-        """A label that a model has no use for is ignored over REST; gRPC refuses it."""
-        if signature not in self._takes_labels:
-            inputs = self._described(signature).get("inputs") or {}
-            self._takes_labels[signature] = "label" in inputs
-        if not self._takes_labels[signature]:
-            raise ValueError(f"'{self.name}' takes no labels in '{signature}'.")
+    # Signatures. They may change with the version, so that none refuse an input but
+    # those that have just been read.
 
-    def _described(self, signature):
-        """What the metadata say of a signature."""
-        try:
-            signatures = self.metadata()["signature_def"]["signature_def"]
-            described = signatures.get(signature)
-        except (AttributeError, KeyError, TypeError) as error:
-            raise ConnectionError(
-                f"The metadata of '{self.name}' at {self.url} are not TensorFlow "
-                "Serving's."
-            ) from error
-        if not isinstance(described, dict):
-            raise ServingError(f"'{self.name}' has no signature {signature!r}.", 400)
-        return described
+    def _described(self, end, again=False):
+        """The signatures, read once, or `again`."""
+        signatures = self._signatures
+        if signatures is None or again:
+            metadata = self._ask_again(self._server.metadata, end)
+            signatures = Signatures(self.name, metadata)
+            if "limits" in signatures.described:
+                index = {"index": np.zeros(1, "int64")}
+                signatures.set_limits(self._predict("limits", index, end))
+            self._signatures = signatures
+        return signatures
 
-    def _nothing(self, signature):
-        """A signature's outputs for an empty batch, by what the server says of them."""
-        outputs, empty = self._described(signature).get("outputs"), {}
+    def _check(self, signature, inputs, end):
+        """The inputs, see Signatures.check, and the signatures that they are for."""
+        before = self._signatures
+        known = self._described(end)
         try:
-            for name, tensor in outputs.items():
-                dims = tensor["tensor_shape"].get("dim", [])
-                sizes = [int(dim["size"]) for dim in dims]
-                empty[name] = np.zeros((0, *sizes[1:]), _OF[tensor["dtype"]])
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ConnectionError(
-                f"'{self.name}' describes outputs of '{signature}' that no model of "
-                f"kgen has: {outputs!r:.200}."
-            ) from error
-        return empty if len(empty) > 1 else _first(empty)
+            return known.check(signature, inputs), known
+        except (ServingError, ValueError):
+            if before is None or not self._changed(known, end):
+                raise
+        known = self._described(end)
+        return known.check(signature, inputs), known
+
+    def _changed(self, known, end):
+        """Whether the server has other signatures than those `known`, by now."""
+        return self.version is None and self._described(end, again=True) != known
+
+    def _ask(self, signature, inputs, known, end):
+        """The server's answer to inputs that have been checked."""
+        try:
+            return self._predict(signature, inputs, end)
+        except ServingError as error:
+            if error.status != 400 or not self._changed(known, end):
+                raise
+        inputs, _ = self._check(signature, inputs, end)
+        return self._predict(signature, inputs, end)
+
+    # Requests
+
+    def _deadline(self):
+        return time.monotonic() + self.timeout
+
+    def _predict(self, signature, inputs, end):
+        def ask(timeout):
+            return self._server.predict(signature, inputs, timeout)
+
+        outputs = self._ask_again(ask, end)
+        if isinstance(outputs, dict):
+            return {k: np.asarray(v) for k, v in outputs.items()}
+        return np.asarray(outputs)
+
+    def _ask_again(self, ask, end):
+        """`ask(timeout)` until the server is not busy or the time is over; each attempt
+        has the seconds that are left."""
+        pause, busy = 0.05, None
+        while True:
+            try:
+                return ask(max(1e-3, end - time.monotonic()))
+            except AttemptTimeout as error:
+                before = f", after it was busy ({busy})" if busy else ""
+                raise TimeoutError(
+                    f"No answer from {self.url} within {self.timeout:g} s{before}."
+                ) from error
+            except ServingError as error:
+                busy = error  # 429, 503: RESOURCE_EXHAUSTED, UNAVAILABLE
+                late = time.monotonic() + 2.0 * pause > end
+                if error.status not in (429, 503) or late:
+                    raise
+            time.sleep(pause * random.uniform(0.5, 1.0))  # clients do not keep step
+            pause = min(2.0 * pause, 1.0)
 
 
 def _grpc():
@@ -263,33 +287,10 @@ def _served(seeds):
     return (seeds[:, 0].astype("int64") << 32) + seeds[:, 1]
 
 
-def _as(dtype, name, values):
-    """An array of the type that the signature takes. What would not be the same in it
-    is refused: 256 would become 0, 3.7 become 3, in the server or here, without a word.
-    """
-    values = np.asarray(values)
-    if dtype is None or values.dtype == dtype:
-        return values
-    if np.dtype(dtype).kind == "f":
-        return values.astype(dtype)
-    if values.dtype.kind not in "iu" and values.size:
-        raise ValueError(f"{name}: expected integers; got {values.dtype}.")
-    least, most = np.iinfo(dtype).min, np.iinfo(dtype).max
-    if values.size and (values.min() < least or values.max() > most):
-        got = f"{values.min()}..{values.max()}"
-        raise ValueError(f"{name}: expected values {least}..{most}; got {got}.")
-    return values.astype(dtype)
-
-
-def _images(values):
-    return _as("uint8", "images", values)
-
-
-def _latents(z):
-    z = np.asarray(z, "float32")
-    if z.ndim != 2 or not np.isfinite(z).all():
-        raise ValueError(f"z: expected finite latents (n, L); got shape {z.shape}.")
-    return z
+def _nothing(outputs):
+    """A signature's outputs, {name: (dtype, sizes)}, for an empty batch."""
+    empty = {name: np.zeros((0, *v), dtype) for name, (dtype, v) in outputs.items()}
+    return empty if len(empty) > 1 else _first(empty)
 
 
 def _first(arrays):

@@ -10,3 +10,7 @@ class ServingError(RuntimeError):
     def __init__(self, message, status=None):
         super().__init__(message)
         self.status = status
+
+
+class AttemptTimeout(TimeoutError):
+    """One attempt took longer than the time that it had."""

@@ -13,7 +13,7 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from kgen.serving.errors import MAX_ANSWER, ServingError
+from kgen.serving.errors import MAX_ANSWER, AttemptTimeout, ServingError
 
 # What the REST API answers for the same errors (its model_servers/http_server.cc).
 _HTTP = {
@@ -53,13 +53,13 @@ _OPTIONS = [
 class Grpc:
     """Requests about one model, over a channel; see Client for the arguments."""
 
-    def __init__(self, url, name, version, timeout):
+    def __init__(self, url, name, version):
         parts = urllib.parse.urlsplit(url)
         if not parts.port:
             raise ValueError(
                 f"url: expected a port, such as grpc://host:8500: {url!r}."
             )
-        self.url, self.name, self.version, self.timeout = url, name, version, timeout
+        self.url, self.name, self.version = url, name, version
         if parts.scheme == "grpcs":
             keys = grpc.ssl_channel_credentials()
             self.channel = grpc.secure_channel(parts.netloc, keys, _OPTIONS)
@@ -69,27 +69,27 @@ class Grpc:
         service = prediction_service_pb2_grpc.PredictionServiceStub
         self.predictions = service(self.channel)
 
-    def predict(self, signature, inputs):
+    def predict(self, signature, inputs, timeout):
         import tensorflow as tf
 
         request = self._about(predict_pb2.PredictRequest())
         request.model_spec.signature_name = signature
         for name, value in inputs.items():
             request.inputs[name].CopyFrom(tf.make_tensor_proto(value))
-        answer = self._answer(self.predictions.Predict, request)
+        answer = self._answer(self.predictions.Predict, request, timeout)
         outputs = {name: tf.make_ndarray(t) for name, t in answer.outputs.items()}
         return outputs if len(outputs) > 1 else next(iter(outputs.values()))
 
-    def status(self, timeout=None):
+    def status(self, timeout):
         request = self._about(get_model_status_pb2.GetModelStatusRequest())
         answer = self._answer(self.models.GetModelStatus, request, timeout)
         state = get_model_status_pb2.ModelVersionStatus.State.Name
         return {v.version: state(v.state) for v in answer.model_version_status}
 
-    def metadata(self):
+    def metadata(self, timeout):
         request = self._about(get_model_metadata_pb2.GetModelMetadataRequest())
         request.metadata_field.append("signature_def")
-        answer = self._answer(self.predictions.GetModelMetadata, request)
+        answer = self._answer(self.predictions.GetModelMetadata, request, timeout)
         signatures = get_model_metadata_pb2.SignatureDefMap()
         answer.metadata["signature_def"].Unpack(signatures)
         said = MessageToDict(
@@ -108,15 +108,14 @@ class Grpc:
             request.model_spec.version.value = self.version
         return request
 
-    def _answer(self, method, request, timeout=None):
-        timeout = timeout or self.timeout
+    def _answer(self, method, request, timeout):
         try:
             return method(request, timeout=timeout)
         except grpc.RpcError as error:
             code, words = error.code().name, error.details()
             if code == "DEADLINE_EXCEEDED":
-                raise TimeoutError(
-                    f"No answer from {self.url} within {timeout:g} s."
+                raise AttemptTimeout(
+                    f"No answer from {self.url} within {timeout:.3g} s."
                 ) from error
             if code == "UNAVAILABLE" and any(w in words for w in _UNCONNECTED):
                 raise ConnectionError(

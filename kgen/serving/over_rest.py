@@ -14,7 +14,7 @@ import urllib.request
 
 import numpy as np
 
-from kgen.serving.errors import MAX_ANSWER, ServingError
+from kgen.serving.errors import MAX_ANSWER, AttemptTimeout, ServingError
 
 
 class _Deadline:
@@ -87,45 +87,44 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class Rest:
     """Requests about one model, as JSON; see Client for the arguments."""
 
-    def __init__(self, url, name, version, timeout):
-        self.url, self.timeout = url.rstrip("/"), timeout
+    def __init__(self, url, name, version):
+        self.url = url.rstrip("/")
         version = "" if version is None else f"/versions/{version}"
         self.path = f"/v1/models/{urllib.parse.quote(name)}{version}"
 
-    def predict(self, signature, inputs):
+    def predict(self, signature, inputs, timeout):
         values = {name: np.asarray(value).tolist() for name, value in inputs.items()}
         body = {"signature_name": signature, "inputs": values}
-        return self._answer(f"{self.path}:predict", "outputs", body)
+        return self._answer(f"{self.path}:predict", "outputs", timeout, body)
 
-    def status(self, timeout=None):
-        states = self._answer(self.path, "model_version_status", timeout=timeout)
+    def status(self, timeout):
+        states = self._answer(self.path, "model_version_status", timeout)
         return {int(v["version"]): v["state"] for v in states}
 
-    def metadata(self):
-        return self._answer(f"{self.path}/metadata", "metadata")
+    def metadata(self, timeout):
+        return self._answer(f"{self.path}/metadata", "metadata", timeout)
 
     def close(self):
         """Each request has a connection of its own."""
 
-    def _answer(self, path, key, body=None, timeout=None):
+    def _answer(self, path, key, timeout, body=None):
         data = None if body is None else json.dumps(body).encode()
-        timeout = timeout or self.timeout
         request = urllib.request.Request(
             self.url + path, data, {"Content-Type": "application/json"}
         )
-        late = f"No answer from {self.url}{path} within {timeout:g} s."
+        late = f"No answer from {self.url}{path} within {timeout:.3g} s."
         with _Deadline(timeout) as deadline:
             try:
                 status, text = _fetched(request, timeout, deadline)
             except (OSError, http.client.HTTPException) as error:
                 if deadline.over or isinstance(error, TimeoutError):
-                    raise TimeoutError(late) from error
+                    raise AttemptTimeout(late) from error
                 reason = getattr(error, "reason", None) or repr(error)
                 raise ConnectionError(
                     f"No TensorFlow Serving at {self.url} ({reason})."
                 ) from error
         if deadline.over:  # in the middle of the answer
-            raise TimeoutError(late)
+            raise AttemptTimeout(late)
         if status == 504:  # the server's own deadline, or a proxy's
             raise TimeoutError(f"No answer from {self.url}{path}: {_words(text, 504)}")
         if status != 200:

@@ -77,7 +77,7 @@ def measured(args, name):
         with Client(url, name, timeout=60) as client:
             client.wait_until_ready(args.wait)
             signatures = client.metadata()["signature_def"]["signature_def"]
-            for signature in sorted(set(signatures) - {"serving_default"}):
+            for signature in sorted(set(signatures) - {"limits", "serving_default"}):
                 if signature.startswith("__"):
                     continue
                 for n in args.concurrency:
