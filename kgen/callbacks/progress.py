@@ -5,6 +5,8 @@ import time
 
 import keras
 
+from kgen.checks import positive
+
 
 class Progress(keras.callbacks.Callback):
     """One line an epoch: the metrics, and the time that the rest will take; within long
@@ -20,8 +22,7 @@ class Progress(keras.callbacks.Callback):
 
     def __init__(self, metrics=None, every=1, seconds=30):
         super().__init__()
-        if every < 1:
-            raise ValueError(f"every must be a positive number of epochs; got {every}.")
+        positive(every=every)
         self.metrics, self.every, self.seconds = metrics, every, seconds
 
     def on_train_begin(self, logs=None):
