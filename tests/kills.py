@@ -13,8 +13,8 @@ SIGKILL while it
     export    writes a SavedModel
 
 After each kill the path holds a whole old or new file, or nothing where nothing was,
-and after the next writer nothing but that. Prints what was killed, and fails at the first
-loss.
+and after the next writer nothing but that. Prints what was killed, and fails at the
+first loss.
 """
 
 import argparse

@@ -117,7 +117,11 @@ def test_absurd_sizes_without_weights_raise(tmp_path):
         GenerativeModel.from_preset(folder)
 
 
-@pytest.mark.parametrize("content", ["[" * 10**5, "[]", "{}", "nonsense", "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 10**5, "[]", "{}", "nonsense", "\xff"],
+    ids=["deep", "list", "empty", "text", "bytes"],
+)
 def test_damaged_configurations_raise(content, tmp_path):
     save_preset(tmp_path / "p")
     (tmp_path / "p" / "config.json").write_bytes(content.encode("latin-1"))
@@ -152,7 +156,7 @@ def test_weights_that_claim_absurd_shapes_raise(options, tmp_path):
         lambda: GenerativeModel.from_preset(tmp_path / "p"),
         lambda: zoo.new("fvbn").load_weights(weights),
     ):
-        with pytest.raises(ValueError, match="claims 4000.* bytes of arrays in a file"):
+        with pytest.raises(ValueError, match=r"claims 400\d{6} bytes of arrays in a"):
             load()
 
 
