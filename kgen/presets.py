@@ -120,10 +120,15 @@ def load(cls, name, load_weights=True):
     config = _parse(text, path)
     limits.check_image_shape(config, path)
     with limits.limit_weights(stored, path):
-        if load_weights and path.is_file():
-            model = keras.saving.load_model(path, compile=False)
-        else:
-            model = keras.saving.deserialize_keras_object(config)
+        try:
+            if load_weights and path.is_file():
+                model = keras.saving.load_model(path, compile=False)
+            else:
+                model = keras.saving.deserialize_keras_object(config)
+        except (TypeError, KeyError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"The configuration of {path} is of no model that can be built: {error}"
+            ) from error
     if not isinstance(model, cls):
         raise ValueError(
             f"The preset '{name}' is a {type(model).__name__}, not a "
