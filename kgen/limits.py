@@ -101,7 +101,7 @@ def check_image_shape(config, source):
             )
 
 
-def stored_weights(file, size, source):
+def count_stored_weights(file, size, source):
     """(numbers, arrays) that an HDF5 file holds, without reading them.
 
     Args:
@@ -142,13 +142,13 @@ def check_archive(path):
             for member in members:
                 if member.filename.endswith(".npy"):
                     with archive.open(member) as file:
-                        claim = _npy_size(file)
+                        claim = _read_npy_size(file)
                     _check_claim(claim, member.file_size, path)
     except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
         raise ValueError(f"{path} is no intact zip file: {error}") from error
 
 
-def _npy_size(file):
+def _read_npy_size(file):
     """The bytes of the array that a .npy file's header claims."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format

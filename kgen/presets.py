@@ -116,7 +116,9 @@ def load(cls, name, load_weights=True):
         if load_weights and not weights.is_file():
             raise ValueError(f"The preset '{name}' has no {_WEIGHTS}.")
         if weights.is_file():
-            stored = limits.stored_weights(weights, weights.stat().st_size, weights)
+            stored = limits.count_stored_weights(
+                weights, weights.stat().st_size, weights
+            )
     config = _parse(text, path)
     limits.check_image_shape(config, path)
     with limits.limit_weights(stored, path):
@@ -149,7 +151,7 @@ def _read_archive(path):
             text, weights = archive.read(_CONFIG), archive.read(_WEIGHTS)
         except (KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is no intact .keras file: {error}") from error
-    return text, limits.stored_weights(io.BytesIO(weights), len(weights), path)
+    return text, limits.count_stored_weights(io.BytesIO(weights), len(weights), path)
 
 
 def _parse(text, path):

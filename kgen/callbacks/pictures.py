@@ -21,7 +21,7 @@ def image_grid(images, levels, columns=None, separator=1):
         raise ValueError(f"levels must be an integer in 2..256; got {levels!r}.")
     if columns is not None:
         positive(columns=columns)
-    images = _as_images(images) * (255.0 / (levels - 1))
+    images = _convert_images(images) * (255.0 / (levels - 1))
     images = images[..., :3] if images.shape[-1] >= 3 else images[..., :1]
     N, H, W, _ = images.shape
     columns = columns or int(np.ceil(np.sqrt(N)))
@@ -36,7 +36,7 @@ def image_grid(images, levels, columns=None, separator=1):
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
-def _as_images(images):
+def _convert_images(images):
     """float32 (N, H, W, C), N at least 1; a ValueError otherwise."""
     try:
         images = np.asarray(images)

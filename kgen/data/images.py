@@ -26,7 +26,7 @@ def as_images(x):
     Raises:
         ValueError: floats (NaN included), wrong rank, empty, out of range.
     """
-    x = _as_array(x, "images of integers")
+    x = _convert_array(x, "images of integers")
     if x.dtype.kind == "f":
         nan = "" if np.isfinite(x).all() else " that hold NaN or infinity"
         raise ValueError(
@@ -52,7 +52,7 @@ def as_images(x):
     return x.astype(np.uint8, copy=False)
 
 
-def _as_array(x, expected):
+def _convert_array(x, expected):
     try:
         return np.asarray(x)
     except (ValueError, TypeError) as error:  # rows of different lengths
@@ -61,7 +61,7 @@ def _as_array(x, expected):
 
 def as_labels(labels, count):
     """Class labels of `count` images as a (N,) int32 array; ValueError if not."""
-    labels = _as_array(labels, "integer class labels")
+    labels = _convert_array(labels, "integer class labels")
     if labels.shape != (count,) or labels.dtype.kind not in "ui" or labels.min() < 0:
         raise ValueError(
             f"expected one integer class label >= 0 for each of the {count} images, "

@@ -362,7 +362,7 @@ class GenerativeModel(keras.Model):
         raise a ValueError before they are read."""
         path = files.check_path("filepath", filepath)
         if path.suffix in (".h5", ".hdf5") and path.is_file():
-            limits.stored_weights(path, path.stat().st_size, path)
+            limits.count_stored_weights(path, path.stat().st_size, path)
         return super().load_weights(filepath, *args, **kwargs)
 
     def save_to_preset(self, folder, card=None):
