@@ -1,6 +1,7 @@
 # make demo   set up .venv, train a VAE on embedded digits, draw, export a SavedModel
 # make test   set up .venv, run the tests on TensorFlow, JAX and PyTorch
 # make test-all   the same with the exhaustive ones: further shapes, kinds, kills, machines
+# make test-versions   fast tests on PyTorch, RESOLUTION=lowest or highest versions
 # make mutants    deliberate mistakes in a copy of kgen, each with the test that catches it
 # make serve  a TensorFlow Serving of all that was exported, or how to start one
 # make results    the README's tables of numbers, from the recipes' records
@@ -22,7 +23,7 @@ ifneq ($(PREPARED),)
 export TFDS_DATA_DIR ?= $(abspath $(PREPARED))
 endif
 
-.PHONY: demo test test-all mutants serve results lint bench clean
+.PHONY: demo test test-all test-versions mutants serve results lint bench clean
 SHELL := /bin/bash
 
 demo: $(VENV)/.base
@@ -49,6 +50,10 @@ test: SUITE := not exhaustive
 test: REST := " and not once and not portable"
 test-all: SUITE := (exhaustive or not exhaustive)
 test-all: REST := " and not once"
+
+RESOLUTION ?= lowest
+test-versions:
+	$(PYTHON) tests/versions.py $(RESOLUTION)
 
 mutants: $(VENV)/.dev
 	$(BIN)/python tests/mutants/run.py

@@ -30,7 +30,7 @@ def atomic(path, replace=True):
             come there meanwhile.
         PermissionError: The folder of `path` cannot be written to.
     """
-    path = Path(path)
+    path = check_path("path", path)
     finish(path)
     if not writes():
         with tempfile.TemporaryDirectory() as elsewhere:
@@ -88,6 +88,14 @@ def finish(path):
         if (left / _REPLACED).exists() and (left / path.name).exists():
             with contextlib.suppress(OSError):  # another process did it
                 os.rename(left / path.name, path)
+
+
+def check_path(name, value):
+    """`value` as a Path; raises a ValueError unless it can name a file or a folder."""
+    text = str(value) if isinstance(value, (str, os.PathLike)) else ""
+    if not text or "\0" in text:  # Path("") is the current folder
+        raise ValueError(f"{name} must be a path or a name; got {value!r}.")
+    return Path(value)
 
 
 def checksum(path):

@@ -51,7 +51,8 @@ def prepared(model, x, callbacks, kwargs):
         first_batch = _restored(model, x, backups, kwargs)
         if not any(isinstance(c, _ENDS_AT_NAN) for c in callbacks):
             callbacks.insert(0, StopOnNaN(first_batch))
-        data, x = x, fed(x, uneven=first_batch > 0)
+        several = (model.steps_per_execution or 1) > 1
+        data, x = x, fed(x, uneven=first_batch > 0 and several)
         if hasattr(data, "set_epoch"):
             callbacks.insert(0, SetEpoch(data, first_batch, absolute=bool(backups)))
         if first_batch and not isinstance(x, keras.utils.PyDataset):

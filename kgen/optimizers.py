@@ -50,7 +50,7 @@ class Alternating(keras.optimizers.Optimizer):
                 "Two networks share one optimizer instance; its moments would be "
                 "mixed. Pass one instance each."
             )
-        self._owner = {}
+        self._owner, self._built_for = {}, []
 
     @classmethod
     def of(cls, optimizer, **members):
@@ -114,12 +114,13 @@ class Alternating(keras.optimizers.Optimizer):
             return
         for network, rows in self._by_member(variables).items():
             self.members[network].build([v for (v,) in rows])
+        self._built_for = [*variables]
         super().build(variables)
 
     def apply(self, grads, trainable_variables=None):
         """Updates by the gradients that are not None, whosesoever they are."""
         if trainable_variables is None:
-            trainable_variables = self._trainable_variables
+            trainable_variables = self._built_for
         elif not self.built:
             self.build(trainable_variables)
         for network, rows in self._by_member(trainable_variables, grads).items():

@@ -9,14 +9,16 @@ Some come with the package: `kgen.presets.list()`.
 """
 
 import difflib
+import io
 import json
+import zipfile
 from datetime import UTC, datetime
 from pathlib import Path
 
 import keras
 
-from kgen import files
-from kgen.checks import finite_weights
+from kgen import files, limits
+from kgen.checks import boolean, finite_weights
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _CARD = "model_card.json"
@@ -38,7 +40,10 @@ def card(name):
     path = _found(name) / _CARD
     if not path.is_file():
         raise ValueError(f"The preset '{name}' has no {_CARD}.")
-    return json.loads(path.read_text())
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def save(model, folder, card=None):
@@ -50,8 +55,10 @@ def save(model, folder, card=None):
         card: None, or what is known of the model, for JSON; see `card`.
 
     Raises:
-        ValueError: weights are NaN or infinite.
+        ValueError: weights are NaN or infinite, or an argument is not as above.
     """
+    folder = files.check_path("folder", folder)
+    _check_card(card)
     finite_weights(model, "save_to_preset")
     config = keras.saving.serialize_keras_object(model)
     config = {k: v for k, v in config.items() if not k.endswith("_config")}
@@ -75,27 +82,87 @@ def save(model, folder, card=None):
         (path / _METADATA).write_text(json.dumps(metadata, indent=2))
 
 
+def _check_card(card):
+    """Raises a ValueError unless it is None or a dict that JSON can hold."""
+    try:
+        fits = card is None or (isinstance(card, dict) and json.dumps(card))
+    except (TypeError, ValueError, RecursionError):  # values that are not of JSON
+        fits = False
+    if not fits:
+        raise ValueError(f"card must be None or a dict for JSON; got {card!r}.")
+
+
 def load(cls, name, load_weights=True):
     """The model of a preset, an instance of `cls` or of a class below it.
 
+    Args:
+        cls: GenerativeModel or a class below it.
+        name: of a preset of the package, a folder, or a `.keras` file.
+        load_weights: whether to load them; if not, the model has new ones.
+
     Raises:
         ValueError: there is none, it is of another class, its files have changed since
-            they were written, or weights are NaN or infinite.
+            they were written, they ask for more weights than they hold, or weights
+            are NaN or infinite.
     """
-    folder = _found(name)
-    _check_sums(folder, load_weights)
-    model = keras.saving.deserialize_keras_object(
-        json.loads((folder / _CONFIG).read_text())
-    )
+    boolean(load_weights=load_weights)
+    path = _found(name)
+    if path.suffix == ".keras" and path.is_file():
+        text, stored = _read_archive(path)
+    else:
+        _check_sums(path, load_weights)
+        text, stored = (path / _CONFIG).read_bytes(), None
+        weights = path / _WEIGHTS
+        if load_weights and not weights.is_file():
+            raise ValueError(f"The preset '{name}' has no {_WEIGHTS}.")
+        if weights.is_file():
+            stored = limits.count_stored_weights(
+                weights, weights.stat().st_size, weights
+            )
+    config = _parse(text, path)
+    limits.check_image_shape(config, path)
+    with limits.limit_weights(stored, path):
+        try:
+            if load_weights and path.is_file():
+                model = keras.saving.load_model(path, compile=False)
+            else:
+                model = keras.saving.deserialize_keras_object(config)
+        except (TypeError, KeyError, AttributeError, IndexError) as error:
+            raise ValueError(
+                f"The configuration of {path} is of no model that can be built: {error}"
+            ) from error
     if not isinstance(model, cls):
         raise ValueError(
             f"The preset '{name}' is a {type(model).__name__}, not a "
             f"{cls.__name__}: use {type(model).__name__}.from_preset."
         )
     if load_weights:
-        model.load_weights(folder / _WEIGHTS)
+        if path.is_dir():
+            model.load_weights(path / _WEIGHTS)
         finite_weights(model, f"the preset '{name}'")
     return model
+
+
+def _read_archive(path):
+    """A `.keras` file's configuration, and (numbers, arrays) of its weights."""
+    limits.check_archive(path)
+    with zipfile.ZipFile(path) as archive:
+        try:
+            text, weights = archive.read(_CONFIG), archive.read(_WEIGHTS)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is no intact .keras file: {error}") from error
+    return text, limits.count_stored_weights(io.BytesIO(weights), len(weights), path)
+
+
+def _parse(text, path):
+    """A model's configuration from JSON, a dict."""
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The configuration of {path} is damaged: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
+        raise ValueError(f"The configuration of {path} is of no model.")
+    return config
 
 
 def _check_sums(folder, weights):
@@ -116,14 +183,18 @@ def _check_sums(folder, weights):
 
 
 def _found(name):
-    """The folder of a preset: a folder there is, or one of the package."""
-    files.finish(name)
-    for folder in (Path(name), _PACKAGED / str(name)):
+    """Where a preset is: a folder there is, a `.keras` file, or one of the package."""
+    path = files.check_path("name", name)
+    files.finish(path)
+    if path.suffix == ".keras" and path.is_file():
+        return path
+    for folder in (path, _PACKAGED / path):
         if (folder / _CONFIG).is_file():
             return folder
     near = difflib.get_close_matches(str(name), list(), n=1)
     meant = f" Did you mean '{near[0]}'?" if near else ""
     raise ValueError(
         f"No preset in '{name}': expected a folder with {_CONFIG} and {_WEIGHTS}, as "
-        f"save_to_preset writes it, or one of {', '.join(list())}.{meant}"
+        f"save_to_preset writes it, a .keras file, or one of {', '.join(list())}."
+        + meant
     )

@@ -151,6 +151,57 @@ GOOD = {
         "evaluate": {"x": X, "y": Y, "batch_size": 2},
     },
 }
+# Functions and classes that are no model's: name: (where they are, {function: ...})
+PLACES = {
+    "FVBN": kgen.models.FVBN,
+    "presets": kgen.presets,
+    "data": kgen.data,
+    "callbacks": kgen.callbacks,
+}
+DIGITS = np.tile(X, (4, 1, 1, 1))
+PRESET = "fvbn_binarized_mnist"
+GOOD |= {
+    "fvbn": {"save_to_preset": {"folder": "preset", "card": {"seed": 1}}},
+    "FVBN": {"from_preset": {"name": PRESET, "load_weights": False}},
+    "presets": {"card": {"name": PRESET}},
+    "data": {
+        "load": {
+            "source": (DIGITS, np.arange(12) % 3),
+            "image_size": 8,
+            "channels": 1,
+            "levels": 4,
+            "binarize": None,
+            "labels": True,
+            "validation": 0.25,
+            "batch_size": 4,
+            "seed": 0,
+            "data_dir": ".",
+            "max_bytes": 1000,
+        },
+        "quantize": {"images": DIGITS, "levels": 4, "source_levels": LEVELS},
+        "Batches": {
+            "images": DIGITS,
+            "labels": np.arange(12) % 3,
+            "batch_size": 4,
+            "shuffle": True,
+            "binarize": True,
+            "source_levels": LEVELS,
+            "seed": 0,
+            "drop_remainder": True,
+        },
+    },
+    "callbacks": {
+        "BackupAndRestore": {
+            "backup_dir": "backup",
+            "save_freq": 2,
+            "delete_checkpoint": False,
+        },
+        "KLWarmUp": {"epochs": 3, "start": 0.0, "end": 1.0},
+        "SampleGrid": {"folder": "grids", "n": 4, "every": 2, "seed": 0},
+        "Progress": {"every": 2},
+        "image_grid": {"images": X, "levels": LEVELS, "columns": 2},
+    },
+}
 IMAGES = [
     None, "x", 7, [], X[0], X[..., 0], X[:, :-1], X[:0], X / 2.0, X.astype("float32"),
     X.astype("int32") - 1, X + np.uint8(100), np.full((3, *SHAPE), np.nan), {"x": X},
@@ -191,41 +242,89 @@ WRONG = {
     ],
 }
 WRONG["y"] = WRONG["labels"]
+PATHS = [None, 7, 2.5, True, "", "a\0b", [], {}, b"x"]
+FLAGS = [None, "no", 1, 0.0, [], np.array([True, False])]
+COUNTS = [*INTEGERS, 0]
+RAW = [
+    None, "x", 7, [], X[0, :, 0], X[:0], X / 2.0, X.astype("int32") - 1,
+    X.astype("int32") + 300, np.full((3, *SHAPE), np.nan), {"x": X}, [[1], [1, 2]],
+    X.astype("complex64"), X.astype(object), X.astype(str),
+]  # fmt: skip
+WRONG |= {
+    "folder": PATHS,
+    "backup_dir": PATHS,
+    "name": [*PATHS, "nowhere", "fvbn"],
+    "card": ["x", 7, [], {"x": X}, {1, 2}, {"x": object()}],
+    "load_weights": FLAGS,
+    "source": [*RAW[3:], None, 7, "./nowhere", "x.npz", (X,), (X, Y, Y), (X, Y / 2)],
+    "image_size": ["x", -1, 0, 2.5, True, [], (8,), (8, 0), (8, 2.5), np.ones(2)],
+    "channels": ["x", -1, 0, 2, 4, 2.5, True, [], np.ones(2)],
+    "levels": ["x", -1, 0, 1, 300, 2.5, True, [], np.array([2, 3]), float("nan")],
+    "binarize": ["x", 7, True, [], np.ones(2), "dynamic "],
+    "load.labels": FLAGS,
+    "Batches.labels": ["x", -1, np.arange(11), np.arange(12) - 1, X, np.ones(12)],
+    "Batches.binarize": FLAGS,
+    "validation": ["x", -1, 1.0, 12, float("nan"), [], True, np.ones(2)],
+    "data_dir": ["./nowhere", 7, True, [], {}],
+    "max_bytes": [None, "x", -1, float("nan"), True, []],
+    "images": RAW,
+    "image_grid.images": [None, "x", 7, [], X[0], X[:0], {"x": X}, [[1], [1, 2]], NAN],
+    "source_levels": ["x", -1, 0, 1, 3, 300, 2.5, True, []],
+    "shuffle": FLAGS,
+    "drop_remainder": FLAGS,
+    "save_freq": [None, "batch", *COUNTS[2:]],
+    "delete_checkpoint": FLAGS,
+    "epochs": COUNTS,
+    "start": [None, "x", -1.0, float("nan"), float("inf"), True, []],
+    "every": COUNTS,
+    "columns": COUNTS[1:],
+}
+WRONG["end"] = WRONG["start"]
 KGEN = Path(kgen.__file__).parent
 
 
+EVERY = [(name, method) for name in GOOD for method in GOOD[name]]
+
+
+def call(name, method, arguments):
+    made = getattr(PLACES[name] if name in PLACES else model(name), method)
+    return made(**arguments)
+
+
 def fuzzed(seed):
-    """(model's name, method, arguments, the one that is wrong)."""
+    """(model's or place's name, method, arguments, the one that is wrong)."""
     rng = np.random.default_rng(seed)
-    name = rng.choice(list(GOOD))
-    method = rng.choice(list(GOOD[name]))
+    name, method = EVERY[rng.integers(len(EVERY))]
     arguments = dict(GOOD[name][method])
     which = rng.choice(list(arguments))
     if method == "predict" and which == "x":
         wrong = IMAGES[rng.integers(len(IMAGES))]
         return name, method, arguments | {"x": (wrong, Y)}, "x"
-    arguments[which] = WRONG[which][rng.integers(len(WRONG[which]))]
+    wrong = WRONG.get(f"{method}.{which}", WRONG[which])
+    arguments[which] = wrong[rng.integers(len(wrong))]
     return name, method, arguments, which
 
 
 @pytest.mark.portable
-def test_right_calls_do_not_raise():
+def test_right_calls_do_not_raise(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name, methods in GOOD.items():
         for method, arguments in methods.items():
             verbose = {"verbose": 0} if method in ("evaluate", "predict") else {}
-            getattr(model(name), method)(**arguments, **verbose)
+            call(name, method, arguments | verbose)
 
 
 @pytest.mark.exhaustive
-def test_wrong_calls_of_a_fuzz_raise():
+def test_wrong_calls_of_a_fuzz_raise(tmp_path, monkeypatch):
     """1,000 calls: none is accepted, and the error begins in kgen or in Keras' check of
     an argument."""
+    monkeypatch.chdir(tmp_path)
     silent, foreign = set(), set()
     for seed in range(1000):
         name, method, arguments, which = fuzzed(seed)
         case = f"{name}.{method}({which}={arguments[which]!r:.60})"
         try:
-            getattr(model(name), method)(**arguments)
+            call(name, method, arguments)
             silent.add(case)
         except (ValueError, TypeError) as error:
             last = Path(traceback.extract_tb(error.__traceback__)[-1].filename)

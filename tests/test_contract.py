@@ -78,7 +78,7 @@ def test_progress_prints_lines_within_long_epochs(digits, capsys, exact):
         *(f"epoch 1/1, step {k}/4" for k in (1, 2, 3, 4)),
         "epoch 1/1",
     ]
-    with pytest.raises(ValueError, match="every must be a positive number"):
+    with pytest.raises(ValueError, match="every must be a positive integer"):
         kgen.callbacks.Progress(every=0)
 
 

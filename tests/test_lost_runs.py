@@ -255,3 +255,14 @@ def test_packaged_presets_have_checksums():
     for name in kgen.presets.list():
         metadata = kgen.presets._PACKAGED / name / "metadata.json"
         assert len(json.loads(metadata.read_text())["sha256"]) == 2
+
+
+# Kills at random moments
+
+
+@pytest.mark.exhaustive
+def test_random_kills_lose_nothing():
+    """Of training, saves, presets, pairs of writers and exports; see kills.py."""
+    options = ("--kills", 8, "--seed", 1)
+    done = zoo.run_python(TESTS / "kills.py", *options, KERAS_BACKEND="tensorflow")
+    assert "8 kills" in done.stdout and "lost nothing" in done.stdout

@@ -2,15 +2,17 @@
 before it is used."""
 
 import ast
+import tomllib
 from pathlib import Path
 
+import keras
 import pytest
-from zoo import run_python
+from zoo import TESTS, run_python
 
 import kgen
 from kgen import backend
 
-PACKAGE = Path(kgen.__file__).parent
+PACKAGE, ROOT = Path(kgen.__file__).parent, TESTS.parent
 FRAMEWORKS = {"tensorflow", "jax", "torch"}
 TREES = {
     p.relative_to(PACKAGE): ast.parse(p.read_text()) for p in PACKAGE.rglob("*.py")
@@ -44,6 +46,83 @@ def test_backend_files_define_the_same_functions(part):
     )
     assert tensorflow == jax == torch
     assert all(hasattr(backend, name) for name, _ in jax)
+
+
+# What kgen uses of Keras beyond what it documents: text, where, why, Keras' file.
+# Nothing public does the same. `keras.Layer.add_weight` (kgen/limits.py), which is
+# public, is replaced while a preset is built: Keras has no hook before a weight's
+# values are made (test_hostile_files).
+PRIVATE = [
+    (
+        "_flatten_layers",
+        "models/own_networks.py",
+        "all layers of a network: `layers` lists those of models alone",
+        "layers/layer.py",
+    ),
+    (
+        "_use_cached_eval_dataset",
+        "models/base.py",
+        "whether `fit` calls `evaluate`, for the words of an error",
+        "backend/torch/trainer.py",
+    ),
+    (
+        "Your input ran out of data",
+        "fitting.py",
+        "a warning that does not hold for the rest of an epoch",
+        "trainers/epoch_iterator.py",
+    ),
+    (
+        ".torch.optimizers.",
+        "checks.py",
+        "how Keras saves optimizers on PyTorch, which other backends cannot load",
+        "backend/torch/optimizers/torch_adam.py",
+    ),
+    (
+        "jax_state_sync",
+        "backend/jax.py",
+        "gives variables their values while `fit` runs; without an underscore",
+        "backend/jax/trainer.py",
+    ),
+]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("text, ours, why, theirs", PRIVATE)
+def test_private_names_are_there(text, ours, why, theirs):
+    assert text in (PACKAGE / ours).read_text() and why
+    source = Path(keras.__file__).parent / "src" / theirs
+    assert text.startswith(".") or text in source.read_text()
+    assert source.is_file()
+
+
+@pytest.mark.once
+def test_no_other_private_names_are_used():
+    """Attributes with an underscore that kgen does not define itself."""
+    used, defined = set(), {"_exit", "_context"}  # of os and urllib
+    for tree in TREES.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                defined.add(node.name)
+            elif isinstance(node, ast.Name):
+                defined.add(node.id)
+            elif isinstance(node, ast.alias):
+                defined.add(node.name)
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                defined |= {node.value} & {"_kl_weight"}  # set in __dict__
+            elif isinstance(node, ast.Attribute):
+                names = defined if isinstance(node.ctx, ast.Store) else used
+                names.add(node.attr)
+    public = {name for name in used if not name.startswith("_")}
+    special = {name for name in used if name.endswith("__")} - {"__internal__"}
+    listed = {text for text, *_ in PRIVATE}
+    assert used - public - special - defined - listed == set()
+
+
+@pytest.mark.once
+def test_light_requirements_are_those_of_the_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in (ROOT / "requirements-light.txt").read_text().splitlines():
+        assert line.startswith("#") or line in project["dependencies"]
 
 
 CHILD = """

@@ -174,6 +174,24 @@ def test_resumes_at_the_exact_batch(cut):
     assert_equal(whole, values(model))
 
 
+@pytest.mark.exhaustive
+@pytest.mark.skipif(backend.name == "torch", reason="Keras has one step at once there")
+def test_resumes_with_several_steps_at_once(tmp_path):
+    """Of 9 batches two at once: the last step of an epoch has one."""
+
+    def run(folder=None, stop=None):
+        keras.utils.set_random_seed(4)
+        model = zoo.new("vae")
+        model.compile("adam", steps_per_execution=2)
+        x = Batches(DIGITS[:288], batch_size=32, seed=1)
+        return fit(x, folder, stop=stop, model=model)[0]
+
+    whole = run()
+    run(tmp_path, stop=7)
+    assert any(tmp_path.iterdir())
+    assert_equal(whole, run(tmp_path))
+
+
 def damage(backup, kind):
     if kind == "file removed":
         (backup / "metrics.npz").unlink()

@@ -212,4 +212,5 @@ def sync_state(model):
 
 def concrete(x):
     """The values of `x` as NumPy, or None where they are not known yet."""
-    return x.numpy() if isinstance(x, tf.__internal__.EagerTensor) else None
+    eager = isinstance(x, tf.Tensor) and hasattr(x, "numpy")  # symbolic ones lack it
+    return x.numpy() if eager else None

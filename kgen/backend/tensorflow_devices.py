@@ -11,12 +11,13 @@ def fed(data, uneven=False):
     that tunes nothing. Where it does, as in what Keras makes, TensorFlow 2.21 can end
     an epoch by waiting for the tuner to wake, which sleeps longer and longer while an
     epoch lasts. With several workers, int32: they cannot reduce bytes, as Keras does.
-    `uneven`: the first epoch will be shorter than the others.
+    `uneven`: the first epoch is shorter than the others, and a step may ask for more
+    than is left of it.
     """
     several = process()[1] > 1
     if several and hasattr(data, "shape"):
         return tf.cast(data, "int32")
-    if not hasattr(data, "set_epoch"):
+    if not hasattr(data, "set_epoch") or uneven:  # Keras' own may end early
         return data
 
     def batches():
@@ -30,8 +31,9 @@ def fed(data, uneven=False):
     dataset = tf.data.Dataset.from_generator(
         batches, output_signature=tf.nest.map_structure(spec, data[0])
     )
-    if not uneven:
-        dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(data)))
+    # Keras counts steps by it. At the early end of a shorter epoch TensorFlow would
+    # raise, but CutEpoch ends that epoch before a step asks for more.
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(data)))
     options = tf.data.Options()
     options.autotune.enabled = False
     if several:
@@ -41,11 +43,7 @@ def fed(data, uneven=False):
                 "workers: use the devices of one, or another backend."
             )
         dataset = dataset.map(lambda x: tf.cast(x, "int32"))
-    dataset = dataset.prefetch(2).with_options(options)
-    if uneven:  # what Keras, which counts steps by it, is to take for an epoch
-        count = tf.constant(len(data), "int64")
-        dataset.cardinality = lambda: count
-    return dataset
+    return dataset.prefetch(2).with_options(options)
 
 
 def divided(data, batch_size):

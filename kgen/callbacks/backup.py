@@ -4,14 +4,13 @@ import contextlib
 import json
 import shutil
 import warnings
-from pathlib import Path
 
 import keras
 import numpy as np
 from keras import ops
 
-from kgen import files
-from kgen.checks import all_finite
+from kgen import files, limits
+from kgen.checks import all_finite, boolean, is_integer
 
 _WEIGHTS, _METRICS, _ABOUT = "state.weights.h5", "metrics.npz", "backup.json"
 _NAMES = {_WEIGHTS, _METRICS, _ABOUT}
@@ -51,15 +50,15 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def __init__(self, backup_dir, save_freq="epoch", delete_checkpoint=True):
         super().__init__()
-        whole = isinstance(save_freq, int) and save_freq >= 1
-        if save_freq != "epoch" and not whole:
+        whole = is_integer(save_freq) and save_freq >= 1
+        if not whole and (not isinstance(save_freq, str) or save_freq != "epoch"):
             raise ValueError(
                 "save_freq must be 'epoch' or a positive number of batches; got "
                 f"{save_freq!r}."
             )
-        if not str(backup_dir):  # Path("") is the current folder
-            raise ValueError("backup_dir must name a folder for the backups; got ''.")
-        self.folder, self.save_freq = Path(backup_dir), save_freq
+        boolean(delete_checkpoint=delete_checkpoint)
+        self.folder = files.check_path("backup_dir", backup_dir)
+        self.save_freq = save_freq
         self.delete_checkpoint = delete_checkpoint
         self.async_safe = save_freq == "epoch"  # Keras: nothing is done after a batch
         self.lock = files.Lock(self.folder)  # `fit` takes it
@@ -121,6 +120,7 @@ class BackupAndRestore(keras.callbacks.Callback):
                 "anew."
             )
         model.load_weights(path / _WEIGHTS)
+        limits.check_archive(path / _METRICS)
         with np.load(path / _METRICS) as arrays:
             metrics = [arrays[name] for name in arrays.files]
         batch = about["batch"]

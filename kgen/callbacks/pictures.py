@@ -6,8 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgen import files
+from kgen import files, random
 from kgen.callbacks.progress import print_line
+from kgen.checks import is_integer, positive
 
 
 def image_grid(images, levels, columns=None, separator=1):
@@ -17,7 +18,11 @@ def image_grid(images, levels, columns=None, separator=1):
     default about the square root of N. Of other than 1 or 3 channels, the first one or
     three are shown.
     """
-    images = np.asarray(images, "float32") * (255.0 / (levels - 1))
+    if not is_integer(levels) or not 2 <= levels <= 256:
+        raise ValueError(f"levels must be an integer in 2..256; got {levels!r}.")
+    if columns is not None:
+        positive(columns=columns)
+    images = _convert_images(images) * (255.0 / (levels - 1))
     images = images[..., :3] if images.shape[-1] >= 3 else images[..., :1]
     N, H, W, _ = images.shape
     columns = columns or int(np.ceil(np.sqrt(N)))
@@ -30,6 +35,21 @@ def image_grid(images, levels, columns=None, separator=1):
     )
     factor = max(1, 560 // max(picture.shape[:2]))
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def _convert_images(images):
+    """float32 (N, H, W, C), N at least 1; a ValueError otherwise."""
+    try:
+        images = np.asarray(images)
+    except ValueError:  # rows of different lengths
+        images = np.zeros(())
+    numbers = images.dtype.kind in "buif" and np.isfinite(images).all()
+    if not numbers or images.ndim != 4 or not images.size:
+        raise ValueError(
+            "images must be finite numbers of shape (N, H, W, C), one image or more; "
+            f"got {images.dtype} of shape {images.shape}."
+        )
+    return images.astype("float32")
 
 
 def save_grid(path, images, levels, columns=None):
@@ -46,9 +66,9 @@ class _Pictures(keras.callbacks.Callback):
 
     def __init__(self, folder, every, verbose):
         super().__init__()
-        if every < 1:
-            raise ValueError(f"every must be a positive number of epochs; got {every}.")
-        self.folder, self.every, self.verbose = Path(folder), every, verbose
+        positive(every=every)
+        self.folder, self.every = files.check_path("folder", folder), every
+        self.verbose = verbose
 
     def on_epoch_end(self, epoch, logs=None):
         if (epoch + 1) % self.every:
@@ -76,6 +96,9 @@ class SampleGrid(_Pictures):
 
     def __init__(self, folder, n=64, every=1, seed=0, labels=None, verbose=1):
         super().__init__(folder, every, verbose)
+        positive(n=n)
+        if seed is not None:
+            random.image_seeds(seed, 1)  # which raises for a wrong one
         self.n, self.seed, self.labels = n, seed, labels
 
     def write(self, path):

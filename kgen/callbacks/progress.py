@@ -5,6 +5,8 @@ import time
 
 import keras
 
+from kgen.checks import positive
+
 
 def print_line(callback, line):
     """Prints a line of its own: Keras' progress bar leaves the cursor at its end."""
@@ -26,8 +28,7 @@ class Progress(keras.callbacks.Callback):
 
     def __init__(self, metrics=None, every=1, seconds=30):
         super().__init__()
-        if every < 1:
-            raise ValueError(f"every must be a positive number of epochs; got {every}.")
+        positive(every=every)
         self.metrics, self.every, self.seconds = metrics, every, seconds
 
     def on_train_begin(self, logs=None):

@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from kgen.checks import is_integer, positive
-from kgen.data.images import as_images, as_labels, bernoulli
+from kgen.checks import boolean, is_integer, positive
+from kgen.data.images import as_images, as_labels, bernoulli, check_levels
 
 
 class Batches(keras.utils.PyDataset):
@@ -42,6 +42,9 @@ class Batches(keras.utils.PyDataset):
         drop_remainder=False,
     ):
         super().__init__()
+        boolean(shuffle=shuffle, binarize=binarize, drop_remainder=drop_remainder)
+        if source_levels is not None:
+            check_levels(source_levels, 256)
         self.images = as_images(images)  # (N, H, W, C)
         most = len(self.images) if drop_remainder else np.inf
         positive(batch_size=batch_size)

@@ -26,7 +26,7 @@ def as_images(x):
     Raises:
         ValueError: floats (NaN included), wrong rank, empty, out of range.
     """
-    x = np.asarray(x)
+    x = _convert_array(x, "images of integers")
     if x.dtype.kind == "f":
         nan = "" if np.isfinite(x).all() else " that hold NaN or infinity"
         raise ValueError(
@@ -52,9 +52,16 @@ def as_images(x):
     return x.astype(np.uint8, copy=False)
 
 
+def _convert_array(x, expected):
+    try:
+        return np.asarray(x)
+    except (ValueError, TypeError) as error:  # rows of different lengths
+        raise ValueError(f"expected {expected}, got no array: {error}") from error
+
+
 def as_labels(labels, count):
     """Class labels of `count` images as a (N,) int32 array; ValueError if not."""
-    labels = np.asarray(labels)
+    labels = _convert_array(labels, "integer class labels")
     if labels.shape != (count,) or labels.dtype.kind not in "ui" or labels.min() < 0:
         raise ValueError(
             f"expected one integer class label >= 0 for each of the {count} images, "

@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import numbers
 import os
 
 import numpy as np
 
-from kgen.checks import is_integer, is_number, positive
+from kgen.checks import boolean, is_integer, is_number, not_negative, positive
 from kgen.data.batches import Batches
 from kgen.data.images import (
     bernoulli,
@@ -116,7 +115,9 @@ def load(
         RuntimeError: the tfds set is not prepared and cannot be downloaded.
         ImportError: a package this source needs is missing.
     """
-    _check(binarize, levels, channels, batch_size, data_dir)
+    boolean(labels=labels)
+    not_negative(max_bytes=max_bytes)
+    _check(binarize, levels, channels, batch_size, data_dir, seed)
     size = _image_size(image_size)
     src = open_source(source, size, channels, levels, data_dir)
     if binarize and src.levels == 2:
@@ -148,17 +149,22 @@ def load(
     )
 
 
-def _check(binarize, levels, channels, batch_size, data_dir):
-    if binarize not in MODES:
+def _check(binarize, levels, channels, batch_size, data_dir, seed):
+    if not isinstance(binarize, (str, type(None))) or binarize not in MODES:
         raise ValueError(f"expected binarize to be one of {MODES}, got {binarize!r}")
+    if levels is not None:
+        check_levels(levels, 256)
     if binarize and levels not in (None, 2):
         raise ValueError(
             f"binarize={binarize!r} gives 2 levels, got levels={levels}: leave one out"
         )
-    if channels not in (None, 1, 3):
+    if channels is not None and not (is_integer(channels) and channels in (1, 3)):
         raise ValueError(f"expected channels to be None, 1 or 3, got {channels!r}")
     positive(batch_size=batch_size)
-    if data_dir is not None and not os.path.isdir(data_dir):
+    if not is_integer(seed) or seed < 0:
+        raise ValueError(f"expected a seed of 0 or more, an integer, got {seed!r}")
+    named = isinstance(data_dir, (str, os.PathLike))
+    if data_dir is not None and not (named and os.path.isdir(data_dir)):
         raise ValueError(f"data_dir: there is no folder {data_dir}")
 
 
@@ -166,12 +172,11 @@ def _image_size(image_size):
     """(H, W) or None."""
     if image_size is None:
         return None
-    if isinstance(image_size, numbers.Integral):
-        image_size = (image_size, image_size)
-    size = tuple(int(n) for n in image_size)
-    if len(size) != 2 or min(size) < 1:
-        raise ValueError(f"expected image_size to be int or (H, W), got {image_size}")
-    return size
+    size = (image_size, image_size) if is_integer(image_size) else image_size
+    pair = isinstance(size, (tuple, list)) and len(size) == 2
+    if not pair or not all(is_integer(n) and n >= 1 for n in size):
+        raise ValueError(f"expected image_size to be int or (H, W), got {image_size!r}")
+    return tuple(int(n) for n in size)
 
 
 def _layers(augment, src, seed):
@@ -201,7 +206,8 @@ def _partition(src, validation):
         order = np.random.default_rng(0).permutation(count)
     parts = {}
     for split, share in (("test", src.test), ("validation", validation)):
-        if split == "validation" and not share:
+        none = share is None or (is_number(share) and share == 0)
+        if split == "validation" and none:
             continue
         if split in src.counts:
             parts[split] = (split, np.arange(src.counts[split]))

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgen import backend, export, files, fitting, presets, random
+from kgen import backend, export, files, fitting, limits, presets, random
 from kgen.batching import in_batches
 from kgen.checks import (
     OutOfRange,
@@ -322,7 +322,9 @@ class GenerativeModel(keras.Model):
     def summary(self, line_length=None, positions=None, print_fn=None, **kwargs):
         """As `keras.Model.summary`, with layers under the names of the model's
         attributes, and with weights that are in no layer."""
-        attributes = vars(self) | vars(self).get("_modules", {})  # PyTorch has some
+        attributes = vars(self)
+        if hasattr(self, "named_children"):  # PyTorch keeps layers apart
+            attributes = attributes | dict(self.named_children())
         for name, value in attributes.items():
             if not name.startswith("_"):
                 _name_layers(name, value)
@@ -354,6 +356,14 @@ class GenerativeModel(keras.Model):
             return super().save_weights(filepath, overwrite, **kwargs)
         with files.atomic(filepath, replace=overwrite) as path:
             super().save_weights(path, **kwargs)
+
+    def load_weights(self, filepath, *args, **kwargs):
+        """As `keras.Model.load_weights`; arrays that claim more bytes than the file has
+        raise a ValueError before they are read."""
+        path = files.check_path("filepath", filepath)
+        if path.suffix in (".h5", ".hdf5") and path.is_file():
+            limits.count_stored_weights(path, path.stat().st_size, path)
+        return super().load_weights(filepath, *args, **kwargs)
 
     def save_to_preset(self, folder, card=None):
         """Writes `config.json`, `metadata.json` and `model.weights.h5` to `folder`, and

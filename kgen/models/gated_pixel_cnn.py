@@ -212,14 +212,14 @@ class GatedPixelCNN(Autoregressive):
         self.filters, self.num_blocks = filters, num_blocks
         self.kernel_size, self.first_kernel_size = kernel_size, first_kernel_size
         self.head_filters = head_filters
-        sizes = [first_kernel_size] + [kernel_size] * num_blocks
-        self.blocks = [
-            GatedBlock(filters, k, C, not i, num_classes, dtype=self.dtype_policy)
-            for i, k in enumerate(sizes)
-        ]
-        shape = (None, H, W, C)
-        for block in self.blocks:
+        self.blocks, shape = [], (None, H, W, C)
+        for i in range(1 + num_blocks):
+            size = kernel_size if i else first_kernel_size
+            block = GatedBlock(
+                filters, size, C, not i, num_classes, dtype=self.dtype_policy
+            )
             block.build(shape, shape)
+            self.blocks.append(block)
             shape = (None, H, W, filters)
         self.head = [
             ShiftedConv2D(

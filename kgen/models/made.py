@@ -41,6 +41,7 @@ from keras import layers, ops
 from kgen import backend, random
 from kgen.checks import boolean, positive, sizes
 from kgen.layers.masked_dense import MaskedDense, mask_degrees
+from kgen.limits import count_table
 from kgen.models.autoregressive import Autoregressive
 
 _MASK = 1  # stream of a seed; pixels are drawn from stream 0
@@ -98,9 +99,10 @@ class MADE(Autoregressive):
         self.activate = keras.activations.get(activation)
         self.seed = seed
         self.params_per_dim = self.num_outputs // self.image_shape[-1]  # P
-        sizes_of = self.num_dims, self.hidden_units, self.num_masks
-        self.degrees = mask_degrees(*sizes_of, ordering, seed)
         self._add_layers()
+        sizes_of = self.num_dims, self.hidden_units, self.num_masks
+        count_table(self.num_masks * (self.num_dims + sum(self.hidden_units)))
+        self.degrees = mask_degrees(*sizes_of, ordering, seed)
         # The mask of the next step; a weight, so that files keep it.
         same = {"trainable": False, "aggregation": "only_first_replica"}
         self.next_mask = self.add_weight(shape=(), dtype="int", **same)
