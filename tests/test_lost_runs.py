@@ -4,17 +4,16 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import threading
+import tempfile
 import time
-import warnings
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import Mock
 
 import keras
 import numpy as np
 import pytest
 import zoo
-from zoo import TESTS, assert_same
+from zoo import assert_same
 
 import kgen
 from kgen import files
@@ -22,123 +21,96 @@ from kgen.callbacks import BackupAndRestore
 
 pytestmark = pytest.mark.once
 
-
-def model():
-    made = zoo.new("fvbn", (2, 2, 1), 2)
-    made.compile("sgd")
-    return made
-
-
 X = np.zeros((8, 2, 2, 1), "uint8")
 
 
-def start(code, *arguments):
-    words = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(words, cwd=TESTS, stdout=subprocess.PIPE, text=True)
+def preset(seed=0):
+    return zoo.tiny("fvbn", (2, 2, 1), seed=seed)
 
 
-# A second run in a backup's folder
+def fit(folder, *callbacks, epochs=1, **options):
+    model = preset()
+    model.compile("sgd")
+    callbacks = [*callbacks, BackupAndRestore(folder, **options)]
+    return model.fit(X, epochs=epochs, callbacks=callbacks, verbose=0)
 
-HOLDS = """
-import sys, time
-from kgen import files
-files.Lock(sys.argv[1]).take()
-print("taken", flush=True)
-time.sleep(60)
-"""
+
+# The folder of backups
 
 
 def test_a_second_run_is_refused_until_the_first_ends(tmp_path):
+    """That the end of a killed process frees its folder, test_resume.py proves."""
     folder = tmp_path / "backup"
-    model().fit(
-        X, callbacks=[BackupAndRestore(folder, delete_checkpoint=False)], verbose=0
-    )
-    kept = sorted(p.name for p in folder.iterdir())
-    first = start(HOLDS, folder)
-    assert first.stdout.readline() == "taken\n"
+    fit(folder, delete_checkpoint=False)
+    first = files.Lock(folder)
+    first.take()
+    words = f"another run .process {os.getpid()} of"
     for _ in range(2):  # a refused run leaves the lock alone
-        with pytest.raises(RuntimeError, match=f"another run .process {first.pid} of"):
-            model().fit(X, epochs=2, callbacks=[BackupAndRestore(folder)], verbose=0)
-    first.kill()
-    first.wait()
-    first.stdout.close()
-    again = model()
-    history = again.fit(X, epochs=3, callbacks=[BackupAndRestore(folder)], verbose=0)
-    assert history.epoch == [1, 2] and len(kept) == 1 and not folder.exists()
+        with pytest.raises(RuntimeError, match=words):
+            fit(folder, epochs=2)
+    first.release()
+    assert fit(folder, epochs=3).epoch == [1, 2] and not folder.exists()
 
 
 def test_a_failed_run_gives_its_folder_back(tmp_path):
-    def fail(epoch, logs):
-        raise ZeroDivisionError
-
-    bad = keras.callbacks.LambdaCallback(on_epoch_end=fail)
+    fail = Mock(side_effect=ZeroDivisionError)
     with pytest.raises(ZeroDivisionError):
-        model().fit(X, callbacks=[bad, BackupAndRestore(tmp_path / "b")], verbose=0)
-    model().fit(X, callbacks=[BackupAndRestore(tmp_path / "b")], verbose=0)
+        fit(tmp_path / "b", keras.callbacks.LambdaCallback(on_epoch_end=fail))
+    fit(tmp_path / "b")
 
 
 # A full disk
 
 
 def test_training_goes_on_when_a_backup_cannot_be_written(tmp_path, monkeypatch):
-    backup = BackupAndRestore(tmp_path / "b", delete_checkpoint=False)
-    write, calls = backup._write, []
+    write, epochs = BackupAndRestore._write, []
 
-    def full(folder, about):
-        calls.append(about["epoch"])
+    def full(backup, folder, about):
+        epochs.append(about["epoch"])
+        write(backup, folder, about)
         if about["epoch"] == 2:
-            folder.mkdir()
-            (folder / "state.weights.h5").write_text("half")
             raise OSError(28, "No space left on device")
-        write(folder, about)
 
-    monkeypatch.setattr(backup, "_write", full)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model().fit(X, epochs=4, callbacks=[backup], verbose=0)
-    words = [str(w.message) for w in caught if "No backup" in str(w.message)]
-    assert calls == [1, 2, 3, 4] and len(words) == 1
-    assert "epoch 2: [Errno 28] No space left" in words[0]
-    assert [p.name.split("-", 1)[1] for p in backup.backups()] == [
-        "epoch-3-batch-0",
-        "epoch-4-batch-0",
-    ]
-    assert not list(backup.folder.glob(".writing-*"))
+    monkeypatch.setattr(BackupAndRestore, "_write", full)
+    with pytest.warns(RuntimeWarning) as caught:
+        fit(tmp_path, epochs=4, delete_checkpoint=False)
+    (words,) = (str(w.message) for w in caught if "No backup" in str(w.message))
+    assert "epoch 2: [Errno 28] No space left" in words and epochs == [1, 2, 3, 4]
+    kept = sorted(p.name.split("-", 1)[1] for p in tmp_path.iterdir())
+    assert kept == ["epoch-3-batch-0", "epoch-4-batch-0"]
 
 
 # Kills
 
-BETWEEN = """
-import os, signal, sys
-import zoo
-from kgen import files
-move, rename = files._move, os.rename
-def killed(source, target):
-    rename(source, target)
-    if str(target).endswith("replaced"):
-        os.kill(os.getpid(), signal.SIGKILL)
-os.rename = killed
-zoo.randomize(zoo.new("fvbn", (2, 2, 1), 2), seed=2).save_to_preset(sys.argv[1])
-"""
+
+def save_and_die_between_renames(folder):
+    rename = os.rename
+
+    def kill(source, target):
+        rename(source, target)
+        if str(target).endswith("replaced"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.rename = kill
+    preset(seed=2).save_to_preset(folder)
 
 
 def test_a_preset_killed_between_two_renames_is_found(tmp_path):
     """It is the new one: the old one had given way to it."""
     folder = tmp_path / "preset"
-    zoo.randomize(zoo.new("fvbn", (2, 2, 1), 2), seed=1).save_to_preset(folder)
-    child = start(BETWEEN, folder)
-    assert child.wait() == -signal.SIGKILL and not folder.exists()
-    child.stdout.close()
+    preset(seed=1).save_to_preset(folder)
+    child = zoo.start(save_and_die_between_renames, folder)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and not folder.exists()
     found = kgen.models.FVBN.from_preset(folder)
-    assert_same(found, zoo.randomize(zoo.new("fvbn", (2, 2, 1), 2), seed=2))
+    assert_same(found, preset(seed=2))
     found.save_to_preset(folder)
     assert [p.name for p in tmp_path.iterdir()] == ["preset"]  # the rest is cleared
 
 
 def test_next_writer_clears_what_dead_ones_left(tmp_path):
-    dead = start("print()")
+    dead = subprocess.Popen("true")
     dead.wait()
-    dead.stdout.close()
     left = tmp_path / f".writing-{files._HOST}-{dead.pid}-xyz"
     alive = tmp_path / f".writing-{files._HOST}-{os.getpid()}-xyz"
     elsewhere = tmp_path / f".writing-other_host-{dead.pid}-xyz"
@@ -150,105 +122,80 @@ def test_next_writer_clears_what_dead_ones_left(tmp_path):
     assert not left.exists() and alive.exists() and elsewhere.exists()
 
 
-EXPORTS = """
-import sys, tempfile
-import zoo
-tempfile.tempdir = sys.argv[2]
-print("begins", flush=True)
-zoo.new("fvbn", (2, 2, 1), 2).export(sys.argv[1])
-"""
+def export(path, temporary):
+    tempfile.tempdir = temporary
+    preset().export(path)
 
 
 @pytest.mark.skipif(kgen.backend.name == "tensorflow", reason="exports without a child")
 def test_exporting_child_ends_with_its_parent(tmp_path):
-    folder, temporary = tmp_path / "served", tmp_path / "temporary"
+    path, temporary = tmp_path / "served" / "1", tmp_path / "temporary"
     temporary.mkdir()
-    parent = start(EXPORTS, folder / "1", temporary)
-    assert parent.stdout.readline() == "begins\n"
+    parent = zoo.start(export, path, str(temporary))
 
-    def children():
-        found = subprocess.run(
-            ["pgrep", "-f", str(temporary)], capture_output=True, text=True
-        )
-        return {int(pid) for pid in found.stdout.split()} - {parent.pid}
+    def wait_for(there):
+        """A process whose command names the temporary folder."""
+        for _ in range(1200):
+            found = subprocess.run(["pgrep", "-f", str(temporary)], capture_output=True)
+            if (found.returncode == 0) == there:
+                return
+            time.sleep(0.05)
+        raise TimeoutError
 
-    end = time.monotonic() + 60
-    while not children() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert children()
+    wait_for(True)
     parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    while children() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not children() and not list(temporary.iterdir())
-    assert not (folder / "1").exists()
+    parent.join()
+    wait_for(False)
+    assert not list(temporary.iterdir()) and not path.exists()
 
 
-def test_two_writers_and_a_reader_of_one_preset(tmp_path):
-    """Whoever looks finds one whole preset or the other, or in the moment between two
-    renames none."""
-    folder, ends = tmp_path / "preset", time.monotonic() + 2.0
-    both = [zoo.randomize(zoo.new("fvbn", (2, 2, 1), 2), seed=s) for s in (1, 2)]
-    both[0].save_to_preset(folder)
-    failures = []
+def test_two_writers_of_one_preset_leave_one_whole(tmp_path):
+    folder, both, failures = tmp_path / "preset", [preset(1), preset(2)], []
 
     def write(made):
-        while time.monotonic() < ends:
+        for _ in range(50):
             try:
                 made.save_to_preset(folder)
-            except FileExistsError:
-                pass  # the other one was faster
             except Exception as error:
                 failures.append(error)
 
-    writers = [threading.Thread(target=write, args=(made,)) for made in both]
-    for writer in writers:
-        writer.start()
-    for writer in writers:
-        writer.join()
-    assert not failures
-    found = kgen.models.FVBN.from_preset(folder)
-    same = [
-        all(map(np.array_equal, zoo.weights(found), zoo.weights(made))) for made in both
-    ]
-    assert any(same) and [Path(p).name for p in tmp_path.iterdir()] == ["preset"]
+    with ThreadPoolExecutor(2) as pool:
+        pool.map(write, both)
+    found = zoo.weights(kgen.models.FVBN.from_preset(folder))
+    assert any(all(map(np.array_equal, found, zoo.weights(made))) for made in both)
+    # some find that the other one was faster
+    assert {type(error) for error in failures} <= {FileExistsError}
+    assert [p.name for p in tmp_path.iterdir()] == ["preset"]
 
 
 # Damaged presets and weights
 
 
 def test_flipped_bits_of_a_preset_raise(tmp_path):
-    folder = tmp_path / "preset"
-    zoo.randomize(model()).save_to_preset(folder)
-    rng = np.random.default_rng(0)
-    for name in ("config.json", "model.weights.h5") * 10:
-        path = folder / name
-        whole = path.read_bytes()
-        flipped = bytearray(whole)
-        flipped[rng.integers(len(whole))] ^= 1 << rng.integers(8)
-        path.write_bytes(flipped)
+    preset().save_to_preset(tmp_path)
+    for seed, name in enumerate(("config.json", "model.weights.h5") * 10):
+        zoo.flip_bit(tmp_path / name, seed)
         with pytest.raises(ValueError, match=f"{name} has changed since"):
-            kgen.models.FVBN.from_preset(folder)
-        path.write_bytes(whole)
-    kgen.models.FVBN.from_preset(folder)
-    (folder / "metadata.json").write_text("{")
+            kgen.models.FVBN.from_preset(tmp_path)
+        zoo.flip_bit(tmp_path / name, seed)
+    kgen.models.FVBN.from_preset(tmp_path)
+    (tmp_path / "metadata.json").write_text("{")
     with pytest.raises(ValueError, match="metadata.json is damaged"):
-        kgen.models.FVBN.from_preset(folder)
+        kgen.models.FVBN.from_preset(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_not_kept(tmp_path):
-    made = zoo.randomize(model())
-    made.save_to_preset(tmp_path / "preset")
-    (tmp_path / "preset" / "metadata.json").unlink()
-    made.weights[0].assign(np.full(made.weights[0].shape, np.nan))
-    for keep in (made.save_to_preset, made.export):
+    model, folder = preset(), tmp_path / "preset"
+    model.save_to_preset(folder)
+    (folder / "metadata.json").unlink()
+    model.weights[0].assign(np.nan * model.weights[0])
+    for keep in (model.save_to_preset, model.export):
         with pytest.raises(ValueError, match="1 of 2 weights hold NaN or infinity"):
             keep(tmp_path / "other")
-    made.save_weights(tmp_path / "preset" / "model.weights.h5")
+    model.save_weights(folder / "model.weights.h5")
     with pytest.raises(ValueError, match="the preset .* 1 of 2 weights hold NaN"):
-        kgen.models.FVBN.from_preset(tmp_path / "preset")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["preset"]
+        kgen.models.FVBN.from_preset(folder)
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_packaged_presets_have_checksums():
