@@ -41,20 +41,9 @@ def test_folders_with_other_files_are_not_replaced(model, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_first_of_two_writers_is_kept(kind, tmp_path):
-    target = tmp_path / "target"
-    with pytest.raises(FileExistsError):
-        with kgen.files.atomic(target, replace=False) as late:
-            write(late, "late", kind)
-            with kgen.files.atomic(target, replace=False) as early:
-                write(early, "early", kind)
-    assert read(target) == "early"
-
-
-@pytest.mark.parametrize("kind", ["folder", "file"])
 def test_simultaneous_writers_get_one_result(kind, tmp_path):
-    """Both have passed the first check when they write: one wins, whole, and only the
-    other gets the error."""
+    """Both have passed the first check when they write: the first one wins, whole, and
+    only the other gets the error."""
     for attempt in range(20):
         target, ready = tmp_path / str(attempt), threading.Barrier(2)
 
