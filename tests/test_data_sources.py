@@ -1,7 +1,10 @@
-"""kgen.data from folders of images and TensorFlow Datasets, in memory or as streams."""
+"""kgen.data from files and folders of images and TensorFlow Datasets, in memory or as
+streams."""
 
+import os
 import socket
 import threading
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -23,10 +26,16 @@ pytestmark = [
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
 
-def save(path, color, size=(6, 6)):
-    """A picture of one color, gray if that is a number."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("L" if isinstance(color, int) else "RGB", size[::-1], color).save(path)
+def save(folder, *colors, size=(6, 6)):
+    """Pictures of one color each, gray if that is a number: 000.png, 001.png, ..."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, color in enumerate(colors):
+        mode = "L" if isinstance(color, int) else "RGB"
+        Image.new(mode, size[::-1], color).save(folder / f"{i:03}.png")
+
+
+def every_image(splits):
+    return np.concatenate([splits.train, splits.validation, splits.test])
 
 
 # Folders
@@ -34,8 +43,7 @@ def save(path, color, size=(6, 6)):
 
 def test_subfolders_are_classes(tmp_path):
     for k, color in enumerate((RED, GREEN, BLUE)):
-        for i in range(10):
-            save(tmp_path / f"class{k}" / f"{i}.png", color)
+        save(tmp_path / f"class{k}", *[color] * 10)
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "class0" / "notes.txt").write_text("not an image")
     splits = data.load(tmp_path, labels=True, batch_size=5)
@@ -48,20 +56,17 @@ def test_subfolders_are_classes(tmp_path):
 
 @pytest.mark.parametrize("validation", ["val", "validation"])
 def test_folders_of_splits_are_used(tmp_path, validation):
-    for i in range(20):
-        save(tmp_path / "train" / "a" / f"{i:02}.png", i)
+    save(tmp_path / "train" / "a", *range(20))
     splits = data.load(tmp_path)  # train alone is split
     assert splits.sizes == {"train": 16, "validation": 2, "test": 2}
-    every = gather([splits.train, splits.validation, splits.test])
-    assert sorted(every[:, 0, 0, 0]) == list(range(20))
-    for i in range(3):
-        save(tmp_path / validation / "a" / f"{i}.png", 20)
-        save(tmp_path / "test" / "a" / f"{i}.png", 30)
+    assert sorted(every_image(splits)[:, 0, 0, 0]) == list(range(20))
+    save(tmp_path / validation / "a", 20, 20, 20)
+    save(tmp_path / "test" / "a", 30, 30, 30)
     splits = data.load(str(tmp_path))
     assert sorted(splits.train[:, 0, 0, 0]) == list(range(20))
     for x, level in ((splits.validation, 20), (splits.test, 30)):
         np.testing.assert_array_equal(x, np.full((3, 6, 6, 1), level))
-    save(tmp_path / "test" / "b" / "0.png", 5)
+    save(tmp_path / "test" / "b", 5)
     with pytest.raises(ValueError, match=r"classes of the train folder, \['a'\]"):
         data.load(tmp_path)
 
@@ -75,8 +80,7 @@ def test_images_are_resized_and_cropped_at_the_center(tmp_path):
     words = r"tall0.png is 48x16 and wide0.png is 8x24 .*image_size="
     with pytest.raises(ValueError, match=words):
         data.load(tmp_path)
-    splits = data.load(tmp_path, image_size=8)
-    every = gather([splits.train, splits.validation, splits.test])
+    every = every_image(data.load(tmp_path, image_size=8))
     assert every.shape == (8, 8, 8, 3)
     np.testing.assert_array_equal(every[:, 1:-1, 1:-1], np.full((8, 6, 6, 3), GREEN))
     train = data.load(tmp_path, image_size=(8, 24)).train  # wide ones stay as they are
@@ -105,6 +109,19 @@ def test_every_image_mode_is_read(tmp_path):
     assert data.load(tmp_path, channels=1).image_shape == (6, 6, 1)
 
 
+RAMP = np.arange(64, dtype="uint16").reshape(8, 8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff", "pgm"])
+def test_images_of_16_bits_keep_the_upper_8(suffix, tmp_path):
+    path, values = tmp_path / f"x.{suffix}", RAMP * 1040
+    if suffix == "pgm":
+        path.write_bytes(b"P5 8 8 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(path)
+    np.testing.assert_array_equal(read_image(path, None, 1)[..., 0], values >> 8)
+
+
 def test_photos_are_turned_upright(tmp_path):
     picture = np.uint8([[255, 255, 255, 0, 0, 0]] * 4)  # white left, black right
     exif = Image.Exif()
@@ -114,23 +131,58 @@ def test_photos_are_turned_upright(tmp_path):
     np.testing.assert_array_equal(data.load(tmp_path).train[0, ..., 0], picture.T)
 
 
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n", "identify image"),
+        (b"", "cannot identify image file"),
+        (b"\x89PNG\r\n\x1a\n" + b"\xff" * 99, "cannot identify"),
+        (b"P5 12000 12000 255\n", "144000000 pixels.*MAX_IMAGE_PIXELS"),
+        (b"P5 60000 60000 255\n", "3600000000 pixels.*MAX_IMAGE_PIXELS"),
+        (np.float32(RAMP / 64), "32 bits"),
+        (np.int32(RAMP * 1000), "32 bits"),
+        (RAMP * 64, "16-bit values that end at 4032"),
+    ],
+)
+def test_files_of_other_contents_raise(content, words, tmp_path, monkeypatch):
+    """PostScript too, which Pillow would hand to Ghostscript."""
+    monkeypatch.setattr("subprocess.Popen", None)  # no program is started
+    path = tmp_path / ("x.png" if isinstance(content, bytes) else "x.tiff")
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        Image.fromarray(content).save(path)
+    with pytest.raises(ValueError, match=f"(?s)cannot read the image .*{words}") as e:
+        read_image(path, None, 1)
+    assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_pipes_and_folders_raise(make, tmp_path):
+    make(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="x.png .not a regular file"):
+        data.load(tmp_path)
+
+
 def test_wrong_folders_raise(tmp_path):
-    with pytest.raises(ValueError, match="expected images in the folder .*found none"):
-        data.load(tmp_path)
-    with pytest.raises(ValueError, match="an existing folder of images.*nowhere"):
-        data.load(tmp_path / "nowhere")
-    for i in range(3):
-        save(tmp_path / f"{i}.png", RED, (60, 60))
-    with pytest.raises(ValueError, match="to have class labels, it has none"):
-        data.load(tmp_path, labels=True)
-    whole = (tmp_path / "1.png").read_bytes()
+    def assert_raises(words, source=tmp_path, **options):
+        with pytest.raises(ValueError, match=words):
+            data.load(source, **options)
+
+    assert_raises("expected images in the folder .*found none")
+    assert_raises("an existing folder of images.*nowhere", tmp_path / "nowhere")
+    assert_raises("an existing folder of images.*nowhere", "./nowhere")
+    assert_raises("numpy.load", "images.npz")
+    assert_raises("data_dir: there is no", "mnist", data_dir=tmp_path / "nowhere")
+    save(tmp_path, RED, RED, RED, size=(60, 60))
+    assert_raises("to have class labels, it has none", labels=True)
+    path = tmp_path / "001.png"
+    whole = path.read_bytes()
     for broken in (b"not a picture", whole[: len(whole) // 2]):
-        (tmp_path / "1.png").write_bytes(broken)
-        with pytest.raises(ValueError, match=r"cannot read the image .*1\.png"):
-            data.load(tmp_path)
-    save(tmp_path / "class" / "1.png", RED)
-    with pytest.raises(ValueError, match="found both"):
-        data.load(tmp_path)
+        path.write_bytes(broken)
+        assert_raises(r"cannot read the image .*001\.png")
+    save(tmp_path / "class", RED)
+    assert_raises("found both")
 
 
 # Streams
@@ -138,8 +190,9 @@ def test_wrong_folders_raise(tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    for i in range(120):
-        save(tmp_path / f"{i % 3}" / f"{i:03}.png", (i, i % 3, 100), (4, 5))
+    for k in range(3):
+        colors = [(i, k, 100) for i in range(k, 120, 3)]
+        save(tmp_path / f"{k}", *colors, size=(4, 5))
     return tmp_path
 
 
@@ -174,8 +227,7 @@ def test_stream_order_depends_on_seed_and_epoch(folder):
 
 
 def test_stream_is_binarized_anew_each_epoch(tmp_path):
-    for i in range(80):
-        save(tmp_path / f"{i}.png", 51, (8, 8))  # probability 1/5
+    save(tmp_path, *[51] * 80, size=(8, 8))  # probability 1/5
     options = dict(binarize="dynamic", max_bytes=0, batch_size=16)
     splits, again = (data.load(tmp_path, **options) for _ in range(2))
     epochs = [gather(splits.train) for _ in range(4)]
@@ -203,32 +255,30 @@ def test_stream_with_an_unreadable_file_raises(folder):
 
 @pytest.mark.skipif(not prepared("mnist"), reason="set TFDS_DATA_DIR")
 def test_mnist_is_whole_and_its_stream_equals_arrays():
-    arrays = data.load("mnist", validation=0, labels=True)
-    train, test = arrays.train, arrays.test
-    assert train.images.shape == (60000, 28, 28, 1) and arrays.levels == 256
-    assert round(float(train.images.mean(dtype=float)), 4) == 33.3184
-    assert np.bincount(train.labels)[[0, 1, 5]].tolist() == [5923, 6742, 5421]
+    arrays = data.load("mnist", labels=True, max_bytes=2**23)  # train is a stream
+    test = arrays.test
+    assert test.images.shape == (10000, 28, 28, 1) and arrays.levels == 256
+    assert round(float(test.images.mean()), 4) == 33.7912
+    assert np.bincount(test.labels)[[0, 1, 5]].tolist() == [980, 1135, 892]
     streams = data.load("mnist", labels=True, max_bytes=2**20, levels=8, batch_size=500)
     sizes = "54,000 train / 6,000 validation / 10,000 test"
     assert str(streams) == f"mnist 28x28x1, 8 levels, 10 classes, {sizes}"
-    last = slice(54000, None)  # of train are the validation images
-    for stream, images, labels in (
-        (streams.test, test.images, test.labels),
-        (streams.validation, train.images[last], train.labels[last]),
-    ):
-        x, y = gather(stream)
-        np.testing.assert_array_equal(x, data.quantize(images, 8))
-        np.testing.assert_array_equal(y, labels)
-    assert len(streams.train) == 108
-    assert not np.array_equal(next(iter(streams.train))[1], train.labels[:500])
+    for split in ("test", "validation"):
+        x, y = gather(getattr(streams, split))
+        whole = getattr(arrays, split)
+        np.testing.assert_array_equal(x, data.quantize(whole.images, 8))
+        np.testing.assert_array_equal(y, whole.labels)
+    first = [next(iter(streams.train))[1] for _ in range(2)]
+    assert len(streams.train) == 108 and not np.array_equal(*first)  # shuffled
 
 
 @pytest.mark.skipif(not prepared("binarized_mnist"), reason="set TFDS_DATA_DIR")
 def test_binarized_mnist_is_whole_and_binary():
-    splits = data.load("binarized_mnist")
-    assert splits.levels == 2 and set(np.unique(splits.train)) == {0, 1}
+    splits = data.load("binarized_mnist", max_bytes=2**23)  # train is a stream
+    assert splits.levels == 2 and set(np.unique(splits.test)) == {0, 1}
     assert splits.sizes == {"train": 50000, "validation": 10000, "test": 10000}
-    assert round(float(splits.train.mean(dtype=float)), 4) == 0.1306
+    means = [round(float(x.mean()), 4) for x in (splits.validation, splits.test)]
+    assert means == [0.1311, 0.1325]
     with pytest.raises(ValueError, match="binarized_mnist is binary already"):
         data.load("binarized_mnist", binarize="dynamic")
     with pytest.raises(ValueError, match="to have class labels, it has none"):
@@ -236,28 +286,21 @@ def test_binarized_mnist_is_whole_and_binary():
 
 
 def test_tfds_set_of_many_sizes_without_test_split(tmp_path):
+    """40 RGB images of two sizes, train only."""
     import tensorflow_datasets as tfds
 
-    class KgenTinyShapes(tfds.core.GeneratorBasedBuilder):
-        """40 RGB images of two sizes, train only."""
-
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            label = tfds.features.ClassLabel(num_classes=40)
-            features = {"image": tfds.features.Image(), "label": label}
-            features = tfds.features.FeaturesDict(features)
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples()}
-
-        def _generate_examples(self):
-            for i in range(40):
-                image = np.full((6, 6 + 4 * (i % 2), 3), i, np.uint8)
-                yield i, {"image": image, "label": i}
-
-    name, arguments = "kgen_tiny_shapes", {"data_dir": str(tmp_path), "labels": True}
+    features = {"image": tfds.features.Image()}
+    features["label"] = tfds.features.ClassLabel(num_classes=40)
+    images = [np.full((6, 6 + 4 * (i % 2), 3), i, np.uint8) for i in range(40)]
+    examples = [(i, {"image": image, "label": i}) for i, image in enumerate(images)]
+    name, arguments = "two_sizes", {"data_dir": str(tmp_path), "labels": True}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name,
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(features),
+        split_datasets={"train": examples},
+        data_dir=tmp_path,
+    )
     with pytest.raises(ValueError, match="differ in size .*image_size="):
         data.load(name, **arguments)
     arguments |= {"image_size": (6, 6), "seed": 1}
@@ -275,9 +318,7 @@ def test_tfds_set_of_many_sizes_without_test_split(tmp_path):
 def test_wrong_tfds_sets_raise(tmp_path, monkeypatch):
     import tensorflow_datasets as tfds
 
-    def offline(*arguments, **kw):
-        raise ConnectionError("no network")
-
+    offline = Mock(side_effect=ConnectionError("no network"))
     monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", offline)
     monkeypatch.setattr(socket, "create_connection", lambda *_: socket.socket())
     (tmp_path / "empty").mkdir()

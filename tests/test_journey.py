@@ -54,7 +54,7 @@ def run(request, digits, digit_labels, tmp_path_factory):
         theirs.EarlyStopping(patience=50),
         theirs.ModelCheckpoint(folder / "best.keras", save_best_only=True),
         theirs.ModelCheckpoint(folder / "{epoch}.weights.h5", save_weights_only=True),
-        theirs.TensorBoard(folder / "tensorboard", histogram_freq=1),
+        theirs.TensorBoard(folder / "tensorboard", histogram_freq=1, update_freq=1),
         theirs.CSVLogger(folder / "log.csv"),
         theirs.ReduceLROnPlateau(patience=50),
         theirs.TerminateOnNaN(),
@@ -109,7 +109,6 @@ def test_files_restore_weights_seeds_and_optimizer(run, tmp_path):
     model = run.model
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
-    assert loaded.compiled
     assert_same(model.variables, loaded.variables)
     assert_same(model.optimizer.variables, loaded.optimizer.variables)
     np.testing.assert_array_equal(model.sample(2, seed=2), loaded.sample(2, seed=2))
@@ -124,8 +123,8 @@ def test_presets_restore_weights(run, tmp_path):
     model.save_to_preset(folder)
     model.save_to_preset(folder)  # replaces the first
     assert [p.name for p in tmp_path.iterdir()] == ["preset"]
-    names = {p.name for p in folder.iterdir()}
-    assert names == {"config.json", "metadata.json", "model.weights.h5"}
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == ["config.json", "metadata.json", "model.weights.h5"]
     config = json.loads((folder / "config.json").read_text())
     assert "compile_config" not in config and "build_config" not in config
     metadata = json.loads((folder / "metadata.json").read_text())

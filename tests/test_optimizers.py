@@ -48,15 +48,13 @@ def test_each_network_follows_its_own_optimizer(digits):
     assert [changed(), changed()] == [["discriminator"]] * 2
 
 
-def test_members_keep_their_state_and_follow_keras_callbacks(digits, tmp_path):
+def test_members_keep_their_state_and_follow_keras_callbacks(digits):
     model = gan(Adam(1e-3, use_ema=True, ema_momentum=0.5))
     callbacks = [
         keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.5),
         keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
-        keras.callbacks.TensorBoard(tmp_path, update_freq=1),
     ]
     model.fit(digits[:64], epochs=3, verbose=0, callbacks=callbacks)
-    assert list(tmp_path.rglob("events*"))
     members = model.optimizer.optimizers
     assert model.optimizer.variables == members[0].variables + members[1].variables
     assert int(model.optimizer.iterations) == 6
@@ -70,14 +68,13 @@ def test_members_keep_their_state_and_follow_keras_callbacks(digits, tmp_path):
 
 
 def test_wrong_members_raise():
-    with pytest.raises(ValueError, match="a member for each network"):
-        Alternating()
     one = Adam()
-    with pytest.raises(ValueError, match="share one optimizer instance"):
-        Alternating(a=one, b=one)
-    with pytest.raises(ValueError, match="optimizer of 'a' scales the loss"):
-        Alternating(a=Adam(loss_scale_factor=8.0))
-    with pytest.raises(ValueError, match="has no such network"):
-        gan(Alternating(generator="adam", critic="adam"))
-    with pytest.raises(ValueError, match="belongs to no network"):
-        gan(Alternating(generator="adam"))
+    for words, members in (
+        ("a member for each network", {}),
+        ("share one optimizer instance", {"generator": one, "discriminator": one}),
+        ("of 'a' scales the loss", {"a": Adam(loss_scale_factor=8.0)}),
+        ("has no such network", {"generator": "adam", "critic": "adam"}),
+        ("belongs to no network", {"generator": "adam"}),
+    ):
+        with pytest.raises(ValueError, match=words):
+            gan(Alternating(**members))

@@ -10,6 +10,7 @@ test that is parametrized over models reads it.
 
 import functools
 import itertools
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -221,6 +222,25 @@ def run_python(*arguments, cwd=None, **environment):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
+
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["kgen"])  # once for all that `start` starts
+
+
+def start(function, *arguments):
+    """Calls a function of a test file in another process, which can be killed."""
+    process = PROCESSES.Process(target=function, args=arguments)
+    process.start()
+    return process
+
+
+def flip_bit(path, seed=0):
+    """Changes a bit of a file; a second time it is back."""
+    rng = np.random.default_rng(seed)
+    content = bytearray(path.read_bytes())
+    content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+    path.write_bytes(content)
 
 
 def free_ports(n):

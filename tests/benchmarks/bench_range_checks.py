@@ -60,11 +60,11 @@ def measure(name):
 def main():
     cases = [f"{backend} {name}" for name in MODELS for backend in BACKENDS]
     found = take_turns(__file__, cases, REPEATS)
-    rows = [
-        f"| {case.split()[1]} | {case.split()[0]} | {statistics.median(values):.1f} % | "
-        f"{min(values):.1f}-{max(values):.1f} |"
-        for case, values in found.items()
-    ]
+    rows = []
+    for case, values in found.items():
+        backend, name = case.split()
+        median, least, most = statistics.median(values), min(values), max(values)
+        rows.append(f"| {name} | {backend} | {median:.1f} % | {least:.1f}-{most:.1f} |")
     write(
         "range_checks.md",
         [
