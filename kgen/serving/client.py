@@ -289,7 +289,10 @@ def _served(seeds):
 
 def _nothing(outputs):
     """A signature's outputs, {name: (dtype, sizes)}, for an empty batch."""
-    empty = {name: np.zeros((0, *v), dtype) for name, (dtype, v) in outputs.items()}
+    empty = {
+        name: np.zeros((0, *(max(size, 0) for size in sizes)), dtype)  # -1: of any size
+        for name, (dtype, sizes) in outputs.items()
+    }
     return empty if len(empty) > 1 else _first(empty)
 
 
