@@ -21,7 +21,7 @@ def check_data(model, x, y=None, what="x"):
     values = x if isinstance(x, np.ndarray) else backend.concrete(x)
     if values is not None:
         check_images(values, model.image_shape, model.levels, what)
-        if model.checked_labels(y) is not None and len(x) != len(y):
+        if model.prepare_labels(y) is not None and len(x) != len(y):
             raise ValueError(f"{what}: expected a label an image; got {len(y)} labels.")
         if model.levels > 2 and values.max() == 1:
             warnings.warn(
@@ -274,7 +274,7 @@ def boolean(**values):
             raise ValueError(f"{name} must be True or False; got {value!r}.")
 
 
-def checked_latents(z, latent_dim):
+def prepare_latents(z, latent_dim):
     """z as float32; raises a ValueError unless it is (B, latent_dim) and finite."""
     z = np.asarray(z) if isinstance(z, (list, tuple)) else z
     dtype = _name(getattr(z, "dtype", type(z).__name__))

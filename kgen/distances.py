@@ -32,7 +32,7 @@ def frechet_distance(a, b):
     Raises:
         ValueError: not such arrays, or not finite.
     """
-    a, b = _checked(2, a=a, b=b)
+    a, b = _as_arrays(2, a=a, b=b)
     (mean_a, root_a), (mean_b, root_b) = _mean_and_root(a), _mean_and_root(b)
     # C_a C_b has the eigenvalues of M M^T for M = R_a R_b^T, so the trace of its root
     # is the sum of M's singular values: real, 0 or more, whatever the ranks.
@@ -70,7 +70,7 @@ def kernel_distance(a, b):
     Raises:
         ValueError: not such arrays, or not finite.
     """
-    a, b = _checked(3, a=a, b=b)
+    a, b = _as_arrays(3, a=a, b=b)
     n, m = len(a), len(b)
     within_a, within_b = _kernel_to_others(a), _kernel_to_others(b)  # (n,), (m,)
     across_a, across_b = _kernel_sums(a, b)  # (n,), (m,)
@@ -131,7 +131,7 @@ def precision_recall(real, generated, k=3):
     Raises:
         ValueError: not such arrays, or not finite, or k below 1.
     """
-    real, generated = _centred(k, real, generated)
+    real, generated = _centered(k, real, generated)
     near_real, _ = _in_balls(real, k, generated)  # (m,)
     near_generated, _ = _in_balls(generated, k, real)  # (n,)
     return float(np.mean(near_real > 0)), float(np.mean(near_generated > 0))
@@ -155,16 +155,16 @@ def density_coverage(real, generated, k=5):
     Raises:
         ValueError: not such arrays, or not finite, or k below 1.
     """
-    real, generated = _centred(k, real, generated)
+    real, generated = _centered(k, real, generated)
     balls, covered = _in_balls(real, k, generated)  # (m,), (n,)
     return float(np.mean(balls) / k), float(np.mean(covered))
 
 
-def _centred(k, real, generated):
+def _centered(k, real, generated):
     """Checked; moved so that little is lost where distances come from products."""
     if not isinstance(k, (int, np.integer)) or k < 1:
         raise ValueError(f"k must be a positive integer; got {k!r}.")
-    real, generated = _checked(k + 1, real=real, generated=generated)
+    real, generated = _as_arrays(k + 1, real=real, generated=generated)
     mean = real.mean(axis=0)
     return real - mean, generated - mean
 
@@ -201,7 +201,7 @@ def _blocks(n, m):
     return [slice(start, start + size) for start in range(0, n, size)]
 
 
-def _checked(least, **sets):
+def _as_arrays(least, **sets):
     """The sets as float64 (n, d): of one d, finite, of `least` rows or more."""
     arrays = []
     for name, x in sets.items():

@@ -38,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
@@ -165,7 +166,9 @@ def _write(model, path, served):
     archive = keras.export.ExportArchive()
     for name, (fn, inputs, outputs) in _signatures(model).items():
         signature = [_spec(model, i) for i in inputs]
-        archive.add_endpoint(name, _served(model, fn, inputs, outputs), signature)
+        archive.add_endpoint(
+            name, _make_endpoint(model, fn, inputs, outputs), signature
+        )
     # A server needs no gradients, which are a function for every convolution.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     archive.write_out(str(path), options, verbose=False)
@@ -222,7 +225,7 @@ def _spec(model, name):
     return tf.TensorSpec((None, *shape), dtype, name=name)
 
 
-def _served(model, fn, inputs, outputs):
+def _make_endpoint(model, fn, inputs, outputs):
     """`fn` behind the checks, its outputs by name; a served seed is split into the
     pair of 32-bit words that models take."""
     import tensorflow as tf
@@ -233,7 +236,7 @@ def _served(model, fn, inputs, outputs):
         "label": (model.num_classes or 1) - 1,
     }
 
-    def bounded(name, value):
+    def check_range(name, value):
         """`value` after the check: what uses it shall not fail first, in its words."""
         message = f"{name} must be in 0..{highest[name]}"
         most = tf.constant(highest[name], value.dtype)
@@ -244,7 +247,7 @@ def _served(model, fn, inputs, outputs):
         with tf.control_dependencies(checks):
             return tf.identity(value)
 
-    def prepared(name, value):
+    def prepare(name, value):
         if name == "seed":
             low_high = tf.bitcast(value, tf.int32)  # (B, 2), little end first
             return tf.reverse(low_high, [1])
@@ -252,7 +255,7 @@ def _served(model, fn, inputs, outputs):
             tf.debugging.assert_less(tf.abs(value), 1e4, "z must be finite, |z| < 1e4")
             return value
         if name in highest:
-            value = bounded(name, value)
+            value = check_range(name, value)
         return tf.cast(value, tf.uint8) if name == "images" else value
 
     def endpoint(*values):
@@ -263,7 +266,7 @@ def _served(model, fn, inputs, outputs):
         fill = tf.maximum(1 - n, 0)
         rest = [[[0, 0]] * (len(v.shape) - 1) for v in values]
         values = [tf.pad(v, [[0, fill], *r]) for v, r in zip(values, rest, strict=True)]
-        results = fn(*map(prepared, inputs, values))
+        results = fn(*map(prepare, inputs, values))
         results = results if isinstance(results, tuple) else (results,)
         return {k: v[:n] for k, v in zip(outputs, results, strict=True)}
 
@@ -343,7 +346,11 @@ def _end_with_parent(alive, folder):
     def wait():
         with contextlib.suppress(OSError):  # where descriptors are not inherited
             os.read(alive, 1)
-            shutil.rmtree(folder, ignore_errors=True)
+            for _ in range(100):  # the main thread may be writing to it
+                shutil.rmtree(folder, ignore_errors=True)
+                if not os.path.exists(folder):
+                    break
+                time.sleep(0.01)
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

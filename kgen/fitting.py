@@ -20,7 +20,7 @@ _ENDS_AT_NAN = (keras.callbacks.TerminateOnNaN, CollapseGuard)
 
 
 @contextlib.contextmanager
-def prepared(model, x, callbacks, kwargs):
+def prepare(model, x, callbacks, kwargs):
     """Data and callbacks as Keras' `fit` is to have them; `kwargs` of it are changed.
 
     - Data sets that make their own batches keep their order: Keras would shuffle a
@@ -48,11 +48,11 @@ def prepared(model, x, callbacks, kwargs):
         for backup in backups if files.writes() else ():
             backup.lock.take()
             stack.callback(backup.lock.release)
-        first_batch = _restored(model, x, backups, kwargs)
+        first_batch = _restore(model, x, backups, kwargs)
         if not any(isinstance(c, _ENDS_AT_NAN) for c in callbacks):
             callbacks.insert(0, StopOnNaN(first_batch))
         several = (model.steps_per_execution or 1) > 1
-        data, x = x, fed(x, uneven=first_batch > 0 and several)
+        data, x = x, adapt(x, uneven=first_batch > 0 and several)
         if hasattr(data, "set_epoch"):
             callbacks.insert(0, SetEpoch(data, first_batch, absolute=bool(backups)))
         if first_batch and not isinstance(x, keras.utils.PyDataset):
@@ -63,7 +63,7 @@ def prepared(model, x, callbacks, kwargs):
         yield x, [*callbacks, *backups]
 
 
-def _restored(model, x, backups, kwargs):
+def _restore(model, x, backups, kwargs):
     """Where the backup says to go on: sets `initial_epoch`, returns the batch."""
     backend.together([])  # the first process may be saving still
     first_batch, of = 0, None
@@ -87,12 +87,12 @@ def _restored(model, x, backups, kwargs):
 _MADE_OF = ("batch_size", "shuffle", "binarize", "seed", "drop_remainder")
 
 
-def fed(x, **kwargs):
+def adapt(x, **kwargs):
     """Data as the backend takes them best."""
     ours = isinstance(x, (Batches, Still)) or hasattr(x, "shape")
-    return backend.fed(x, **kwargs) if ours else x
+    return backend.adapt(x, **kwargs) if ours else x
 
 
-def fed_for_evaluation(x):
+def adapt_for_evaluation(x):
     """The same, of an epoch that does not move on."""
-    return fed(Still(x) if isinstance(x, Batches) else x)
+    return adapt(Still(x) if isinstance(x, Batches) else x)

@@ -83,8 +83,8 @@ def importance_weighted_bound(
 
     Returns: NumPy float32 (N,), nats.
     """
-    images, *labels = model.checked(x, labels)
-    log_weights = backend.compiled(model, model.log_weights)
+    images, *labels = model.prepare_inputs(x, labels)
+    log_weights = backend.compile_function(model, model.log_weights)
     bar = keras.utils.Progbar(len(x), unit_name="image") if verbose else None
     out = []
     for start in range(0, len(x), batch_size):
@@ -167,8 +167,8 @@ class Distances:
         self._check(reference, "reference")
         self._check(floor, "floor")
         # In a fixed random order, for the first few may be of one class.
-        self._reference = self._of(_shuffled(reference))  # (N, d)
-        self._own, self._floors = _shuffled(floor), {}
+        self._reference = self._of(_shuffle(reference))  # (N, d)
+        self._own, self._floors = _shuffle(floor), {}
 
     @property
     def names(self):
@@ -179,14 +179,14 @@ class Distances:
     def __call__(self, images):
         """Integer images (n, H, W, C), 6 or more -> {name: float}."""
         self._check(images, "images")
-        measured = self._measured(self._of(images))
+        measured = self._measure(self._of(images))
         names = self.names[: len(measured)]
         return dict(zip(names, measured, strict=True)) | self.floor(len(images))
 
     def floor(self, n):
         """What the first n of the floor images get, {name ending in _floor: float}."""
         if n not in self._floors:
-            self._floors[n] = self._measured(self._of(self._own[:n]))
+            self._floors[n] = self._measure(self._of(self._own[:n]))
         names = self.names[len(self._MEASURES) :]
         return dict(zip(names, self._floors[n], strict=True))
 
@@ -224,7 +224,7 @@ class Distances:
                 "`Distances` the data that the model is trained on."
             )
 
-    def _measured(self, generated):
+    def _measure(self, generated):
         """The values of `_MEASURES` for features (n, d)."""
         n = min(len(generated), len(self._reference))
         if n < 6:  # a 5th neighbour and the image itself
@@ -270,6 +270,6 @@ def _suits(shape, known):
     )
 
 
-def _shuffled(images):
+def _shuffle(images):
     images = np.asarray(images)
     return images[np.random.default_rng(0).permutation(len(images))]

@@ -80,7 +80,7 @@ def _flags(card, *but):
     return [f for f in flags if re.split("[ =]", f)[0] not in (*but, *_IDLE)]
 
 
-def _named(card, known):
+def _system_name(card, known):
     """The system that a run was of: its name, and what it was set to, by the recipe or
     else by the command's own flags."""
     of = known.get(card["recipe"], {})
@@ -146,7 +146,7 @@ def likelihood_rows(found, systems):
         same = cards[0]["data"].split()[0] == known.get("data")  # to be compared
         theirs = known.get("published", "") if same else ""
         theirs += f" ({known['source']})" if theirs else ""
-        row = [_named(cards[0], systems), number]
+        row = [_system_name(cards[0], systems), number]
         row += [f"{statistics.mean(values) / dims / np.log(2):.3f}", theirs, kind]
         row += [f"{cards[0]['parameters']:,}", *_run_columns(cards)]
         rows.append((cards[0]["data"], statistics.mean(values), row))
@@ -192,7 +192,12 @@ def distance_rows(found, systems):
             seeds = f"{len(runs)} seeds" if len(runs) > 1 else ""
             few = {int(run["images"]) for run in runs} - {SAMPLES}
             few = f"of {min(few):,} samples" if few else ""
-            parts = [_named(cards[0], systems), run_name.replace("_", " "), seeds, few]
+            parts = [
+                _system_name(cards[0], systems),
+                run_name.replace("_", " "),
+                seeds,
+                few,
+            ]
             name = ", ".join(filter(None, parts))
             first = statistics.mean(run[_MEASURES[0]] for run in runs)
             each = _run_columns(cards, len(runs_of(results)))

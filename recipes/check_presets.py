@@ -30,7 +30,7 @@ import kgen
 from kgen.results import runs_of
 
 
-def measured(model, card):
+def measure(model, card):
     """(key of the card's results, the number now)."""
     splits = kgen.data.load(card["data"].split()[0])
     for key in ("test_nll_nats", "test_elbo_nats"):
@@ -59,7 +59,7 @@ for name in args.presets or kgen.presets.list():
     start, card = time.time(), kgen.presets.card(name)
     model = kgen.models.GenerativeModel.from_preset(name)
     model.compile()
-    key, value = measured(model, card)
+    key, value = measure(model, card)
     old = {"number": key, "card": card["results"][key]}
     found = json.loads(out.read_text()) if out.exists() else {}
     same = found.get(name, {}).get("card") == old["card"]  # else of other weights

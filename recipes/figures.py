@@ -25,7 +25,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 
-def saved(figure, path):
+def save(figure, path):
     figure.tight_layout()
     with kgen.files.atomic(path) as unfinished:
         figure.savefig(unfinished, dpi=110, format="png")
@@ -63,7 +63,7 @@ def chain_rule(path, images):
         plain(row[0])
         row[0].set_title("nats of each pixel", fontsize=9)
     axes[-1][1].set_xlabel("nats so far")
-    saved(figure, path)
+    save(figure, path)
 
 
 def manifold(path, splits, epochs=30, side=20):
@@ -106,7 +106,7 @@ def bounds(path, images):
     axis.set_title("Importance weighting tightens the bound (VAE)")
     axis.grid(alpha=0.3)
     axis.legend()
-    saved(figure, path)
+    save(figure, path)
 
 
 def generator_losses(path):
@@ -128,7 +128,7 @@ def generator_losses(path):
         axis.text(-7.7, 0.45, "early in training", fontsize=8)
         axis.grid(alpha=0.3)
         axis.legend()
-    saved(figure, path)
+    save(figure, path)
 
 
 def main():

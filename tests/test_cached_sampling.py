@@ -10,7 +10,7 @@ from zoo import ONE_PASS, cases, numpy, shared, tensor, tiny
 
 from kgen import backend, random
 from kgen.models import incremental
-from kgen.models.autoregressive import naively_filled
+from kgen.models.autoregressive import fill_naively
 
 KINDS = {  # variants of the networks, beside those of the zoo
     "gated-5x5": {"kernel_size": 5},
@@ -65,7 +65,7 @@ def test_cached_logits_are_the_parallel_ones(kind, shape, levels, rng, monkeypat
 
     monkeypatch.setattr(model, "likelihood", SimpleNamespace(draw=draw))
     monkeypatch.setattr(model, "scale", lambda x: scale(ops.mod(x, levels)))
-    fill = backend.compiled(model, lambda x, u, k, y: model.fill(x, u, k, y))
+    fill = backend.compile_function(model, lambda x, u, k, y: model.fill(x, u, k, y))
     for known in [k for k in (0, 1, 3, 4) if k < shape[0]]:
         given, rows = x.astype("int32"), np.array(known, "int32")
         given[:, known:] = 0
@@ -85,7 +85,7 @@ def test_cached_samples_are_those_of_the_naive_sampler(kind, shape, levels, rng)
     model = model_of(kind, shape, levels)
     x = rng.integers(0, levels, (N, *shape)).astype("int32")
     u = model._uniforms(tensor(random.image_seeds(2, N), "int32"))
-    naive = backend.compiled(model, lambda *rows: naively_filled(model, *rows))
+    naive = backend.compile_function(model, lambda *rows: fill_naively(model, *rows))
     for first in (0, 2):  # the least of the known rows, where the naive one starts
         known = np.maximum(np.arange(N) % shape[0], first).astype("int32")
         cached = model.complete(x, known, seed=2, labels=LABELS)

@@ -51,7 +51,7 @@ def test_convolution_and_derivatives_are_sums_over_taps(size, pads, inputs, rng)
     def product(x=args[0], kernel=args[1], bias=args[2]):
         return backend.convolution(x, kernel, pads, bias)
 
-    for fn in (product, backend.compiled(keras.Sequential(), product)):
+    for fn in (product, backend.compile_function(keras.Sequential(), product)):
         y = fn(*args)
         assert y.shape == expected.shape
         np.testing.assert_allclose(numpy(y), expected, atol=1e-5)

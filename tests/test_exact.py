@@ -175,7 +175,7 @@ def test_half_precision_models_score_sample_and_train(name, dtype, shape, rng):
     expected = numpy(zoo.tiny(name, shape, LEVELS, 2, 0.5).log_prob(x, LABELS))
     keras.config.set_dtype_policy(f"mixed_{dtype}")
     model = zoo.tiny(name, shape, LEVELS, 2, 0.5)
-    params = model.params(*model.checked(x, LABELS))
+    params = model.params(*model.prepare_inputs(x, LABELS))
     assert keras.backend.standardize_dtype(params.dtype) == dtype
     log_p = numpy(model.log_prob(x, LABELS))
     assert log_p.dtype == "float32"

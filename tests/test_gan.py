@@ -311,7 +311,7 @@ def test_evaluation_is_a_function_of_the_images(digits):
         return model.discriminator(model.make(model.prior.of(keys)))[:, 0]
 
     keys = kgen.random.image_keys(tensor(x, "int32"))
-    generated = numpy(backend.compiled(model, score)(keys))
+    generated = numpy(backend.compile_function(model, score)(keys))
     assert np.std(generated) > 0.05  # which z it is makes a difference
     discriminator_loss = np.mean(-log_expit(real) - log_expit(-generated))
     generator_loss = np.mean(-log_expit(generated))
@@ -332,7 +332,7 @@ def test_evaluation_is_a_function_of_the_images(digits):
 )
 def test_latents_have_the_prior_in_training_and_sampling(name, distribution):
     prior = Prior(name, 5)
-    of_seeds = backend.compiled(keras.Sequential(), prior.of)
+    of_seeds = backend.compile_function(keras.Sequential(), prior.of)
     seeds = tensor(kgen.random.image_seeds(1, 4000), "int32")
     for z in (prior.draw(4000, keras.random.SeedGenerator(3)), of_seeds(seeds)):
         z = numpy(z)

@@ -63,7 +63,7 @@ def program(kind, method, shape):
         return backend.input_gradient(model, log_prob, params)
 
     fn = gradient if method == "gradient" else getattr(kind, method)
-    return backend.compiled(model, fn, gradients=method == "gradient")
+    return backend.compile_function(model, fn, gradients=method == "gradient")
 
 
 def apply(method, kind, params, values=None, *args):

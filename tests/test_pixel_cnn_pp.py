@@ -11,7 +11,7 @@ from zoo import assert_same, cases, flat, new, numpy, tensor, tiny, weights
 
 from kgen.data import Batches
 from kgen.layers import GatedResnet, WeightNormConv2D
-from kgen.layers.weight_norm import concat_elu, doubled, halved
+from kgen.layers.weight_norm import concat_elu, downsample, upsample
 from kgen.models import PixelCNNPlusPlus
 from kgen.models.base import GenerativeModel
 from kgen.models.pixel_cnn_pp import first_images
@@ -40,10 +40,10 @@ def test_halving_and_doubling_are_strided_convolutions(H, W, width, rng):
     x, low = rng.normal(size=(2, H, W, 3)), tensor(rng.normal(size=(2, h, w, 3)))
     padded = tensor(np.pad(x, ((0, 0), (1, 1), (1, 2), (0, 0))))
     down = numpy(ops.conv(padded, kernel, 2))[:, :h, :w]
-    np.testing.assert_allclose(numpy(halved(tensor(x), kernel)), down, atol=1e-5)
+    np.testing.assert_allclose(numpy(downsample(tensor(x), kernel)), down, atol=1e-5)
     up = numpy(ops.conv_transpose(low, ops.swapaxes(kernel, 2, 3), 2))
     up = up[:, :H, left : left + W]
-    np.testing.assert_allclose(numpy(doubled(low, kernel, (H, W))), up, atol=1e-5)
+    np.testing.assert_allclose(numpy(upsample(low, kernel, (H, W))), up, atol=1e-5)
 
 
 def test_resolutions_are_as_many_as_fit():
@@ -89,7 +89,7 @@ def outputs(model, monkeypatch, *batch):
 
     with monkeypatch.context() as patch:
         patch.setattr(WeightNormConv2D, "call", recorded)
-        model.params(*model.checked(*batch))
+        model.params(*model.prepare_inputs(*batch))
     return [numpy(seen[id(conv)]) for conv in model.convolutions()]
 
 

@@ -22,7 +22,9 @@ def threefry(key, counter):
 def program(name, count, rank):
     """A compiled function of (seeds, stream), the stream of this rank."""
     fn = getattr(random, name)
-    return backend.compiled(keras.Sequential(), lambda seeds, s: fn(seeds, count, s))
+    return backend.compile_function(
+        keras.Sequential(), lambda seeds, s: fn(seeds, count, s)
+    )
 
 
 def noise(name, seeds, count, stream=0):

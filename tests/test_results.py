@@ -78,17 +78,17 @@ def test_gan_table_has_distances_beside_the_baseline(record, tmp_path):
     values = {"frechet_distance": 11.7, "kernel_distance": 14.6, "precision": 0.5}
     values |= {"recall": 0.75, "coverage": 0.5}
 
-    def measured(run, factor=1, images=10_000.0):
+    def measure(run, factor=1, images=10_000.0):
         found = {f"{run}_mnist_{k}": factor * v for k, v in values.items()}
         found |= {f"{run}_mnist_{k}_floor": v / 10 for k, v in values.items()}
         return found | {f"{run}_mnist_images": images}
 
-    record("one", **measured("seed_0"))
-    record("one", flags=" --smoke", **measured("seed_0", images=100.0))
+    record("one", **measure("seed_0"))
+    record("one", flags=" --smoke", **measure("seed_0", images=100.0))
     for other in ("seed_1", "seed_2"):  # seed 0 is in two records, and counts once
-        record("two", **measured("seed_0"), **measured(other, 3), **measured("mean", 2))
+        record("two", **measure("seed_0"), **measure(other, 3), **measure("mean", 2))
     for factor in (1, 2):
-        record("other", **measured("wgan", factor))
+        record("other", **measure("wgan", factor))
     text = tables(tmp_path)
     assert row(text, "one")[1] == "11.7 (1.2)" and row(text, "one")[6] == "2 min, JAX"
     assert row(text, "one, --smoke, of 100 samples")[1] == "11.7 (1.2)"

@@ -81,7 +81,7 @@ def test_metrics_are_means_over_images(name, digits):
 def test_compiled_functions_follow_the_weights(digits):
     """They read the variables when called: as constants they would be out of date."""
     model = zoo.new("vae")
-    encode = backend.compiled(model, lambda x: model.encoder(model.scale(x)))
+    encode = backend.compile_function(model, lambda x: model.encoder(model.scale(x)))
     first = numpy(encode(digits[:2]))
     bias = model.encoder.layers[-1].bias
     bias.assign(bias + 5.0)
@@ -151,7 +151,7 @@ def test_jit_compile_auto_is_resolved_by_each_backend(tmp_path):
 def test_batches_keep_their_order_and_tune_nothing(digits, digit_labels):
     """TensorFlow 2.21 waits for a sleeping tuner at the end of an epoch."""
     data = Batches(digits[:50], digit_labels[:50], batch_size=16, seed=2)
-    fed = backend.fed(data)
+    fed = backend.adapt(data)
     assert len(fed) == len(data) == 4
     if backend.name != "tensorflow":
         assert fed is data

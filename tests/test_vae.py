@@ -66,7 +66,7 @@ def iwae_log_prob(model, x, label):
 
 def integrate(model, x, z, prior, step, label):
     """log of the sum over rows of z of p(x | z) times exp(prior) step^2: (B,)."""
-    labels = model.checked_labels(np.full(len(z), label))
+    labels = model.prepare_labels(np.full(len(z), label))
     params = model._params(tensor(z), labels)[None]  # (1, rows, H, W, P)
     log_p = model.likelihood.log_prob(params, ops.convert_to_tensor(x[:, None]))
     return logsumexp(numpy(log_p) + prior + 2 * np.log(step), axis=1)
@@ -74,7 +74,7 @@ def integrate(model, x, z, prior, step, label):
 
 def log_weights(model, x, label=0, k=20_000):
     """log w of k latents of each image: (B, k)."""
-    x, *labels = model.checked(x, np.full(len(x), label))
+    x, *labels = model.prepare_inputs(x, np.full(len(x), label))
     keys, streams = kgen.random.image_keys(x), tensor(np.arange(k), "int32")
     return numpy(model._log_weights(x, keys, streams, *labels))
 
@@ -219,7 +219,9 @@ def test_iwae_step_follows_the_gradient_of_its_bound():
     """Eq. 14, in which each sample has its share of the weights."""
     model, labels = iwae((2, 1), 3, num_classes=2), np.arange(16) % 2
     epsilon = tensor(np.random.default_rng(5).normal(size=(16, 3, 3)))
-    fn = kgen.backend.compiled(model, lambda *data: model._log_terms(*data, epsilon))
+    fn = kgen.backend.compile_function(
+        model, lambda *data: model._log_terms(*data, epsilon)
+    )
     model.sampling.noise = lambda shape: epsilon
 
     def loss():

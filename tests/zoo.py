@@ -264,7 +264,7 @@ def derivative(fn, x):
     """d sum(fn(x)) / dx, by the backend."""
     model = keras.Sequential()  # the backends carry a model's state along
     slopes = functools.partial(backend.input_gradient, model, fn)
-    return numpy(backend.compiled(model, slopes, gradients=True)(tensor(x)))
+    return numpy(backend.compile_function(model, slopes, gradients=True)(tensor(x)))
 
 
 def check_step(model, objective, *data, rate=1e-2, epsilon=1e-2):

@@ -6,9 +6,9 @@ Computing, in tensorflow.py, jax.py, torch.py:
                                the backend's `fit` calls
 `minimize(model, fn, variables)`   one optimizer update of those variables only
 `input_gradient(model, fn, x)`     d sum(fn(x)) / dx, itself differentiable (penalties)
-`compiled(model, fn, gradients)`   fn as one compiled function of its tensors
+`compile_function(model, fn, gradients)`   fn as one compiled function of its tensors
 `program_sizes()`, `few_sizes(fn)`   batches of many sizes in few programs, on JAX
-`recording(gradients)`         a context: whether results carry a graph, on PyTorch
+`record_gradients(gradients)`  a context: whether results carry a graph, on PyTorch
 `convolution(x, kernel, pads, bias)`   padded on each side by its own number of zeros
 `scan(fn, state, xs)`          a recurrence over the first axis, as one loop
 `fused(fn)`                    an element-wise function in few passes over memory
@@ -18,8 +18,9 @@ Computing, in tensorflow.py, jax.py, torch.py:
 
 Devices, in tensorflow_devices.py, jax_devices.py, torch_devices.py:
 
-`fed(data)`                    data as the backend's `fit` takes them best
-`divided(data, batch_size)`    evaluation of batches that devices cannot share equally
+`adapt(data)`                    data as the backend's `fit` takes them best
+`allow_uneven_batches(data, batch_size)`   evaluation, though devices cannot share
+                               a batch equally
 `replica_rows(n)`              where in the batch of all devices the images at hand are
 `replica_mean(values)`, `replica_loss(loss)`, `replica_gradients(gradients)`,
 `replica_metrics(values, weight)`   data-parallel averaging
@@ -55,10 +56,10 @@ else:
 step = _computing.step
 minimize = _computing.minimize
 input_gradient = _computing.input_gradient
-compiled = _computing.compiled
+compile_function = _computing.compile_function
 program_sizes = _computing.program_sizes
 few_sizes = _computing.few_sizes
-recording = _computing.recording
+record_gradients = _computing.record_gradients
 convolution = _computing.convolution
 scan = _computing.scan
 fused = _computing.fused
@@ -66,8 +67,8 @@ preserve_state = _computing.preserve_state
 sync_state = _computing.sync_state
 concrete = _computing.concrete
 
-fed = _devices.fed
-divided = _devices.divided
+adapt = _devices.adapt
+allow_uneven_batches = _devices.allow_uneven_batches
 replica_rows = _devices.replica_rows
 replica_mean = _devices.replica_mean
 replica_loss = _devices.replica_loss

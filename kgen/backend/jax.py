@@ -46,7 +46,7 @@ def step(fn):
     return stateless
 
 
-def _nested(model, fn, variables=()):
+def _as_pure_function(model, fn, variables=()):
     """`fn` as a pure function of the values of `variables` and its own arguments, which
     also returns the rest of the state; and a function that takes that back."""
     mine = {id(v) for v in variables}
@@ -78,11 +78,11 @@ def minimize(model, fn, variables):
     Variables that the loss does not reach get zeros.
     """
 
-    def scaled():
+    def scaled_objective():
         loss, aux = fn()
         return model.optimizer.scale_loss(replica_loss(loss)), (loss, aux)
 
-    pure, write_back = _nested(model, scaled, variables)
+    pure, write_back = _as_pure_function(model, scaled_objective, variables)
 
     def objective(values):
         (loss, unscaled), after = pure(values)
@@ -114,7 +114,7 @@ def _apply(model, gradients, variables):
 
 def input_gradient(model, fn, x):
     """d sum(fn(x)) / dx, with the shape of `x`; an outer gradient goes through it."""
-    pure, write_back = _nested(model, fn)
+    pure, write_back = _as_pure_function(model, fn)
 
     def total(x):
         y, after = pure((), x)
@@ -125,7 +125,7 @@ def input_gradient(model, fn, x):
     return gradient
 
 
-def compiled(model, fn, gradients=False):
+def compile_function(model, fn, gradients=False):
     """`fn(*tensors)` as one XLA program; it reads the model's variables, and changes
     none. They are arguments of the program: closed over, they would be constants.
     Gradients pass in any case."""
@@ -180,7 +180,7 @@ def _first(y, n):
     return y[:n] if values is None else jnp.asarray(values[:n])
 
 
-def recording(gradients):
+def record_gradients(gradients):
     """JAX's transformations trace what they differentiate: results carry no graph."""
     del gradients
     return contextlib.nullcontext()

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from kgen.batching import Share, Still
 
 
-def fed(data, uneven=False):
+def adapt(data, uneven=False):
     """What `fit` is given, as it takes it best here: of kgen.data.Batches a process
     gets its own part of each batch, other data as they are."""
     del uneven
@@ -44,7 +44,7 @@ def _divisible(data, batch_size):
 
 
 @contextlib.contextmanager
-def divided(data, batch_size):
+def allow_uneven_batches(data, batch_size):
     """For evaluation: where batches cannot be divided equally, each of this process'
     devices computes all of them."""
     distribution = keras.distribution.distribution()

@@ -58,7 +58,7 @@ def input_gradient(model, fn, x):
     return tape.gradient(total, x, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
-def compiled(model, fn, gradients=False):
+def compile_function(model, fn, gradients=False):
     """`fn(*tensors)` as one graph; it reads the model's variables, and changes none.
     Gradients pass in any case."""
     del model, gradients
@@ -77,7 +77,7 @@ def few_sizes(fn):
     return fn
 
 
-def recording(gradients):
+def record_gradients(gradients):
     """Only a tape of the caller's keeps a graph."""
     del gradients
     return contextlib.nullcontext()
@@ -100,7 +100,7 @@ def convolution(x, kernel, pads, bias=None):
     def product(x, kernel):
         def gradient(dy):
             d_kernel = tf.raw_ops.Conv2DBackpropFilter(
-                input=_padded(x, pads),
+                input=_pad(x, pads),
                 filter_sizes=kernel.shape,
                 out_backprop=dy,
                 strides=[1] * 4,
@@ -108,28 +108,28 @@ def convolution(x, kernel, pads, bias=None):
             )
             if 0 in x.shape[1:3]:  # oneDNN's kernels hand an empty result's input back
                 return tf.zeros_like(x), d_kernel
-            return _transposed(dy, kernel, pads), d_kernel
+            return _transposed_convolution(dy, kernel, pads), d_kernel
 
-        return _convolved(x, kernel, pads), gradient
+        return _convolve(x, kernel, pads), gradient
 
     y = product(x, kernel)
     return y if bias is None else tf.nn.bias_add(y, bias)  # fused; so is a sum after it
 
 
-def _padded(x, pads):
+def _pad(x, pads):
     return tf.pad(x, [[0, 0], *pads, [0, 0]]) if any(map(any, pads)) else x
 
 
-def _convolved(x, kernel, pads):
+def _convolve(x, kernel, pads):
     """Padded within the convolution; but a map without rows or columns before it, for
     which TensorFlow's kernel divides by zero, and the process dies."""
     if 0 in x.shape[1:3]:
-        return tf.nn.conv2d(_padded(x, pads), kernel, 1, "VALID")
+        return tf.nn.conv2d(_pad(x, pads), kernel, 1, "VALID")
     explicit = [[0, 0], *pads, [0, 0]] if any(map(any, pads)) else "VALID"
     return tf.nn.conv2d(x, kernel, 1, explicit)
 
 
-def _transposed(dy, kernel, pads):
+def _transposed_convolution(dy, kernel, pads):
     """d(convolution)/dx, as the convolution of dy with the kernel turned round."""
     rows, columns = kernel.shape[:2]
     turned = tf.transpose(tf.reverse(kernel, [0, 1]), [0, 1, 3, 2])
@@ -141,7 +141,7 @@ def _transposed(dy, kernel, pads):
     (top, bottom), (left, right) = [[max(-r, 0) for r in pair] for pair in rests]
     dy = dy[:, top : -bottom or None, left : -right or None]
     rests = [[max(r, 0) for r in pair] for pair in rests]
-    return _convolved(dy, turned, rests)
+    return _convolve(dy, turned, rests)
 
 
 def scan(fn, state, xs):

@@ -6,7 +6,7 @@ import os
 import tensorflow as tf
 
 
-def fed(data, uneven=False):
+def adapt(data, uneven=False):
     """What `fit` is given, as it takes it best: of kgen.data.Batches a tf.data.Dataset
     that tunes nothing. Where it does, as in what Keras makes, TensorFlow 2.21 can end
     an epoch by waiting for the tuner to wake, which sleeps longer and longer while an
@@ -46,7 +46,7 @@ def fed(data, uneven=False):
     return dataset.prefetch(2).with_options(options)
 
 
-def divided(data, batch_size):
+def allow_uneven_batches(data, batch_size):
     """For evaluation: parts need not be equal here."""
     del data, batch_size
     return contextlib.nullcontext()

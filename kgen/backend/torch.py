@@ -45,7 +45,7 @@ def input_gradient(model, fn, x):
         ]
 
 
-def compiled(model, fn, gradients=False):
+def compile_function(model, fn, gradients=False):
     """`fn(*tensors)`, eager, as Keras is on PyTorch. It reads the model's variables,
     and changes none; gradients are recorded only with `gradients`."""
     del model
@@ -68,7 +68,7 @@ def few_sizes(fn):
     return fn
 
 
-def recording(gradients):
+def record_gradients(gradients):
     """A context in which operations keep a graph only if `gradients` is true, and the
     surroundings record them."""
     return torch.set_grad_enabled(gradients and torch.is_grad_enabled())

@@ -12,7 +12,7 @@ import torch
 from kgen.batching import Share
 
 
-def fed(data, uneven=False):
+def adapt(data, uneven=False):
     """What `fit` is given, as it takes it best here: of kgen.data.Batches a process
     gets its own part of each batch, other data as they are."""
     del uneven
@@ -20,7 +20,7 @@ def fed(data, uneven=False):
     return Share(data, i, n) if n > 1 and hasattr(data, "set_epoch") else data
 
 
-def divided(data, batch_size):
+def allow_uneven_batches(data, batch_size):
     """For evaluation: parts need not be equal here."""
     del data, batch_size
     return contextlib.nullcontext()
@@ -31,11 +31,11 @@ def replica_rows(n):
     i, parts = process()
     if parts == 1:
         return 0, n
-    total = int(_summed(keras.ops.convert_to_tensor(n)))
+    total = int(_all_reduce(keras.ops.convert_to_tensor(n)))
     return min(i * (total // parts) + min(i, total % parts), total - n), total
 
 
-def _summed(x):
+def _all_reduce(x):
     torch.distributed.all_reduce(x)
     return x
 
@@ -46,7 +46,7 @@ def replica_mean(values):
     n = process()[1]
     if n == 1:
         return values.mean()
-    images = _summed(torch.tensor(float(len(values)), device=values.device))
+    images = _all_reduce(torch.tensor(float(len(values)), device=values.device))
     return values.sum() * (n / images)
 
 
@@ -60,7 +60,7 @@ def replica_gradients(gradients):
     n = process()[1]
     if n == 1:
         return gradients
-    return [_summed(gradient.contiguous()) / n for gradient in gradients]
+    return [_all_reduce(gradient.contiguous()) / n for gradient in gradients]
 
 
 def replica_metrics(values, weight):
@@ -72,7 +72,7 @@ def replica_metrics(values, weight):
         first = next(iter(values.values()))
         weight = torch.ones_like(first) if weight is None else weight.to(first.dtype)
         sums = torch.stack([(v * weight).sum() for v in [*values.values(), 1.0]])
-        sums = _summed(sums)
+        sums = _all_reduce(sums)
         means = torch.where(sums[-1] > 0, sums[:-1] / sums[-1], 0.0)  # of weights of 0
     return dict(zip(values, means, strict=True)), sums[-1]
 

@@ -67,7 +67,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _begin(self, epoch, batch, metrics=None):
         self.epoch, self.first_batch, self._metrics = epoch, batch, metrics
-        self._now, self._restored = epoch, metrics is not None
+        self._now, self._restore = epoch, metrics is not None
 
     def backups(self):
         """The folders of the backups there are, oldest first."""
@@ -145,13 +145,13 @@ class BackupAndRestore(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         self._now = epoch
         self._done = self.first_batch if epoch == self.epoch else 0
-        if not self._restored:
+        if not self._restore:
             return self._save(epoch, 0) if epoch > self.epoch else None
         if self.first_batch:  # after Keras has reset them
             variables = self.model.metrics_variables
             for v, value in zip(variables, self._metrics, strict=True):
                 v.assign(value)
-        self._restored = False
+        self._restore = False
 
     def on_train_batch_end(self, batch, logs=None):
         first = self.first_batch if self._now == self.epoch else 0

@@ -187,7 +187,7 @@ def fit_image(image, size, channels):
 
 
 @contextlib.contextmanager
-def _opened(path):
+def _open_image(path):
     """A regular file as a Pillow image whose pixels are 8 or 16 bits and not too many;
     in the block too, a ValueError names a file that cannot be read."""
     Image = need("PIL.Image", "pillow")
@@ -220,7 +220,7 @@ def scan(files, size):
     """Reads every file's header: the size (H, W) of the images, and are all grey."""
     sizes, grey = {}, True
     for path in files:
-        with _opened(path) as image:
+        with _open_image(path) as image:
             wh, mode, turned = image.size, image.mode, _orientation(image)
         wh = wh[::-1] if turned in EXIF_SIDEWAYS else wh
         sizes.setdefault(wh[::-1], path)
@@ -238,6 +238,6 @@ def scan(files, size):
 def read_image(path, size, channels):
     """One file as (H, W, channels) uint8; ValueError names a file it cannot read."""
     ImageOps = need("PIL.ImageOps", "pillow")
-    with _opened(path) as image:
+    with _open_image(path) as image:
         upright = ImageOps.exif_transpose(image) if _orientation(image) else image
         return fit_image(upright, size, channels)

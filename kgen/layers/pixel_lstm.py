@@ -40,7 +40,7 @@ def lstm(from_input, from_state, c):
     return ops.sigmoid(o) * ops.tanh(c), c
 
 
-def skewed(x):
+def skew(x):
     """Row i of x (n, H, W, F) moved i to the right, with zeros: (n, H, T, F)."""
     _, H, W, F = x.shape
     x = ops.pad(x, [[0, 0], [0, 0], [0, H], [0, 0]])  # (n, H, W + H, F)
@@ -48,7 +48,7 @@ def skewed(x):
     return ops.reshape(x, (-1, H, W + H - 1, F))
 
 
-def unskewed(x, W):
+def unskew(x, W):
     """Back: (n, H, T, F) -> (n, H, W, F)."""
     _, H, T, F = x.shape
     x = ops.pad(ops.reshape(x, (-1, H * T, F)), [[0, 0], [0, H], [0, 0]])
@@ -57,7 +57,7 @@ def unskewed(x, W):
 
 def inside(H, W):
     """Which of the skewed positions are pixels: 1 or 0, (T, 1, 1, H, 1)."""
-    on_map = ops.reshape(skewed(ops.ones((1, H, W, 1))), (H, -1))  # (H, T)
+    on_map = ops.reshape(skew(ops.ones((1, H, W, 1))), (H, -1))  # (H, T)
     return ops.reshape(ops.transpose(on_map), (-1, 1, 1, H, 1))
 
 
@@ -193,7 +193,7 @@ class _IncrementalDiagonal:
             return lstm(gates, h @ self.before_k[0], c)
 
         gates = x @ self.from_input[0] + sums  # (B, 4h)
-        h, _ = left.carried(name, one_pixel, gates)
+        h, _ = left.carry(name, one_pixel, gates)
         return h + of_left_going, (h, x)
 
     def end_row(self, state, kept):
@@ -257,7 +257,7 @@ class DiagonalBiLSTMLayer(_Scan):
         _, H, W, F = x.shape
         h, T = self.units, H + W - 1
         x = ops.concatenate([x, ops.flip(x, axis=2)], axis=0)  # (2 B, H, W, F)
-        x = ops.transpose(skewed(x), (2, 0, 1, 3))  # (T, 2 B, H, F)
+        x = ops.transpose(skew(x), (2, 0, 1, 3))  # (T, 2 B, H, F)
         kernel = ops.reshape(self.from_input.effective_kernel(), (F, 2, 4 * h))
         kernel = ops.transpose(kernel, (1, 0, 2))  # (2, F, 4h)
         gates = ops.reshape(x, (T, 2, -1, F)) @ kernel  # (T, 2, B H, 4h)
@@ -279,7 +279,7 @@ class DiagonalBiLSTMLayer(_Scan):
 
         zeros = ops.zeros_like(gates[0, ..., :h])  # (2 B, H, h)
         _, out = backend.scan(diagonal, (zeros, zeros), gates)  # (T, 2 B, H, h)
-        out = unskewed(ops.transpose(out, (1, 2, 0, 3)), W)  # (2 B, H, W, h)
+        out = unskew(ops.transpose(out, (1, 2, 0, 3)), W)  # (2 B, H, W, h)
         right, left = ops.split(ops.reshape(out, (2, -1, H, W, h)), 2)
         left = ops.flip(left[0], axis=2)[:, :-1]  # (B, H - 1, W, h)
         return right[0] + ops.pad(left, [[0, 0], [1, 0], [0, 0], [0, 0]])

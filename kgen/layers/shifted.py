@@ -17,7 +17,7 @@ from keras import ops
 from kgen import backend
 
 
-def convolved(x, kernel, rows, columns, bias=None):
+def convolve(x, kernel, rows, columns, bias=None):
     """The convolution with windows of rows[1] - rows[0] + 1 by columns[1] - columns[0]
     + 1 taps, of which that at (i, j) covers the rows i + rows[0] .. i + rows[1] and
     columns j + columns[0] .. j + columns[1], zero outside: (B, H, W, F) with a kernel
@@ -114,7 +114,7 @@ class ShiftedConv2D(keras.layers.Layer):
     def call(self, x):
         bias = self.effective_bias() if self.use_bias else None
         kernel = self.effective_kernel()
-        return convolved(x, kernel, self.rows, self.columns, bias)
+        return convolve(x, kernel, self.rows, self.columns, bias)
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.filters)

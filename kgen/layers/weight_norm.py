@@ -16,14 +16,14 @@ Shapes: B batch, H, W map, h = ceil(H / 2), w = ceil(W / 2), F input features.
 import keras
 from keras import layers, ops
 
-from kgen.layers.shifted import convolved
+from kgen.layers.shifted import convolve
 
 # Below this a feature counts as constant, as those of the rows above are in an image
 # of one row: it is centred, and its rounding errors are not blown up.
 _LEAST_VARIANCE = 1e-6
 
 
-def halved(x, kernel):
+def downsample(x, kernel):
     """A convolution of stride 2: output (i, j) sees the inputs 2i-1 .. 2i and, by the
     kernel's width, the columns 2j-1 .. 2j or 2j-1 .. 2j+1: (B, h, w, filters).
 
@@ -43,7 +43,7 @@ def halved(x, kernel):
     return y
 
 
-def doubled(x, kernel, size):
+def upsample(x, kernel, size):
     """A transposed convolution of stride 2, cropped: input (i, j) feeds the outputs 2i
     .. 2i+1 and, by the kernel's width, the columns 2j .. 2j+1 or 2j-1 .. 2j+1:
     (B, h, w, F) -> (B, *size, filters).
@@ -53,16 +53,16 @@ def doubled(x, kernel, size):
     _, h, w, F = x.shape
     H, W = size
 
-    def fed(x, taps):
+    def feed(x, taps):
         """(B, h, w, 2, columns, filters): what each input feeds."""
         taps = ops.transpose(taps, (2, 0, 1, 3))  # (F, 2, columns, filters)
         y = ops.matmul(x, ops.reshape(taps, (F, -1)))
         return ops.reshape(y, (-1, h, w, *taps.shape[1:]))
 
-    y = fed(x, kernel[:, -2:])  # (B, h, w, 2, 2, filters)
+    y = feed(x, kernel[:, -2:])  # (B, h, w, 2, 2, filters)
     if kernel.shape[1] == 3:  # column 2j+1 is also 2(j+1)-1
         right = ops.pad(x[:, :, 1:], [[0, 0], [0, 0], [0, 1], [0, 0]])
-        more = fed(right, kernel[:, :1])  # (B, h, w, 2, 1, filters)
+        more = feed(right, kernel[:, :1])  # (B, h, w, 2, 1, filters)
         y = y + ops.pad(more, [[0, 0]] * 4 + [[1, 0], [0, 0]])
     y = ops.transpose(y, (0, 1, 3, 2, 4, 5))  # (B, h, 2, w, 2, filters)
     return ops.reshape(y, (-1, 2 * h, 2 * w, y.shape[-1]))[:, :H, :W]
@@ -132,21 +132,21 @@ class WeightNormConv2D(layers.Layer):
         squared = ops.sum(ops.square(self.v), axis=(0, 1, 2))  # (filters,)
         return self.v * ops.rsqrt(ops.maximum(squared, 1e-12))
 
-    def _applied(self, x, kernel, bias=None):
+    def _apply(self, x, kernel, bias=None):
         kernel = ops.cast(kernel, self.compute_dtype)
         if self.resample is None:
-            return convolved(x, kernel, self.rows, self.columns, bias)
+            return convolve(x, kernel, self.rows, self.columns, bias)
         if self.resample == "halve":
-            y = halved(x, kernel)
+            y = downsample(x, kernel)
         else:
-            y = doubled(x, kernel, self.size)
+            y = upsample(x, kernel, self.size)
         return y if bias is None else y + bias
 
     def call(self, x, collect=None):
         if collect is None:
             b = ops.cast(self.b, self.compute_dtype)
-            return self._applied(x, self.effective_kernel(), b)  # (B, H, W, filters)
-        t = ops.cast(self._applied(x, self._direction()), "float32")
+            return self._apply(x, self.effective_kernel(), b)  # (B, H, W, filters)
+        t = ops.cast(self._apply(x, self._direction()), "float32")
         mean = ops.mean(t, axis=(0, 1, 2))  # (filters,)
         variance = ops.mean(ops.square(t - mean), axis=(0, 1, 2))
         varies = variance > _LEAST_VARIANCE

@@ -29,7 +29,7 @@ from kgen.checks import check_temperature
 from kgen.likelihoods import LogisticMixture, likelihood_of
 from kgen.metrics import bits_per_dim
 from kgen.models.base import GenerativeModel
-from kgen.models.incremental import filled
+from kgen.models.incremental import sample_rows
 
 
 class Autoregressive(GenerativeModel):
@@ -78,16 +78,16 @@ class Autoregressive(GenerativeModel):
         self.likelihood = likelihood_of(likelihood, self.levels, **own)
         self.num_outputs = self.likelihood.params_per_pixel(self.image_shape[-1])
         self.trackers = [Mean(name) for name in ("nll_nats", "bits_per_dim")]
-        logits = backend.compiled(self, self._float_params, gradients=True)
-        log_prob = backend.compiled(self, self.log_likelihood, gradients=True)
+        logits = backend.compile_function(self, self._float_params, gradients=True)
+        log_prob = backend.compile_function(self, self.log_likelihood, gradients=True)
         self._logits = backend.few_sizes(logits)
         self._log_prob = backend.few_sizes(log_prob)
         # One program for all temperatures T, an argument of it
-        self._draw = backend.compiled(  # in place of the base's
+        self._draw = backend.compile_function(  # in place of the base's
             self, lambda T, *rows: self.draw(*rows, temperature=T)
         )
-        self._complete_at = backend.compiled(
-            self, lambda T, *rows: self._completed(*rows, temperature=T)
+        self._complete_at = backend.compile_function(
+            self, lambda T, *rows: self._complete(*rows, temperature=T)
         )
 
     def get_config(self):
@@ -124,12 +124,12 @@ class Autoregressive(GenerativeModel):
             return self.objective(terms["loss"], weight), terms
 
         _, terms = self.minimize(loss)
-        return self.tracked(terms, weight)
+        return self.update_metrics(terms, weight)
 
     @backend.step
     def test_step(self, data):
         x, labels, weight = self.unpack(data)
-        return self.tracked(self._terms(x, labels), weight)
+        return self.update_metrics(self._terms(x, labels), weight)
 
     # Densities
 
@@ -140,13 +140,13 @@ class Autoregressive(GenerativeModel):
         """The likelihood's parameters at every pixel: float32 (B, H, W, P). Those of a
         dimension depend on the dimensions before it alone. `gradients`: see
         GenerativeModel."""
-        with backend.recording(gradients):
-            return self._logits(*self.checked(x, labels))
+        with backend.record_gradients(gradients):
+            return self._logits(*self.prepare_inputs(x, labels))
 
     def log_prob(self, x, labels=None, gradients=False):
         """log p(x), exact: (B,) nats, float32. `gradients`: see GenerativeModel."""
-        with backend.recording(gradients):
-            return self._log_prob(*self.checked(x, labels))
+        with backend.record_gradients(gradients):
+            return self._log_prob(*self.prepare_inputs(x, labels))
 
     def call(self, inputs, training=False):
         """`logits` for `predict`: of images, or (images, labels) if conditional."""
@@ -166,8 +166,8 @@ class Autoregressive(GenerativeModel):
         return self.fill(ops.zeros_like(u, "int32"), u, 0, labels, temperature)
 
     def incremental(self, label):
-        """The network as `incremental.filled` takes it, given one-hot labels (B, K) or
-        None; or None, if it cannot go from pixel to pixel."""
+        """The network in the form of `incremental.sample_rows`, given one-hot labels
+        (B, K) or None; or None, if it cannot go from pixel to pixel."""
         del label
 
     def fill(self, x, u, known_rows, labels=None, temperature=1.0):
@@ -183,8 +183,8 @@ class Autoregressive(GenerativeModel):
         """
         network = self.incremental(None if labels is None else self.one_hot(labels))
         if network is None:
-            return naively_filled(self, x, u, known_rows, labels, temperature)
-        return filled(self, network, x, u, known_rows, temperature)
+            return fill_naively(self, x, u, known_rows, labels, temperature)
+        return sample_rows(self, network, x, u, known_rows, temperature)
 
     def sample(self, n, seed=None, labels=None, verbose="auto", temperature=1.0):
         """As `GenerativeModel.sample`, with a temperature T of each conditional: below
@@ -195,7 +195,7 @@ class Autoregressive(GenerativeModel):
         rows = self.requests(n, seed, labels)
         return in_batches(draw, rows, self.image_shape, verbose).astype("uint8")
 
-    def _completed(self, x, known_rows, seeds, labels=None, temperature=1.0):
+    def _complete(self, x, known_rows, seeds, labels=None, temperature=1.0):
         return self.fill(x, self._uniforms(seeds), known_rows, labels, temperature)
 
     def complete(
@@ -213,7 +213,7 @@ class Autoregressive(GenerativeModel):
 
         Returns: uint8 NumPy (n, H, W, C).
         """
-        self.checked(x, labels)  # given images have labels, not the classes in turn
+        self.prepare_inputs(x, labels)  # images have labels of their own
         x = np.asarray(ops.convert_to_numpy(x), "int32")
         n, H = len(x), self.image_shape[0]
         rows = np.asarray(known_rows)
@@ -235,18 +235,18 @@ class Autoregressive(GenerativeModel):
         return super().endpoints() | {
             "log_prob": (self.log_likelihood, ["images"], ["log_prob"]),
             "complete": (
-                self._completed_bytes,
+                self._complete_bytes,
                 ["images", "known_rows", "seed"],
                 ["images"],
             ),
         }
 
-    def _completed_bytes(self, x, known_rows, seeds, labels=None):
-        drawn = self._completed(x, known_rows, seeds, labels)
+    def _complete_bytes(self, x, known_rows, seeds, labels=None):
+        drawn = self._complete(x, known_rows, seeds, labels)
         return ops.cast(drawn, "uint8")
 
 
-def naively_filled(model, x, u, known_rows, labels=None, temperature=1.0):
+def fill_naively(model, x, u, known_rows, labels=None, temperature=1.0):
     """As `Autoregressive.fill`, by a whole pass of the network for each dimension:
     right for any causal network, and what other samplers are proved against."""
     H, W, C = model.image_shape

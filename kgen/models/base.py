@@ -59,7 +59,7 @@ class GenerativeModel(keras.Model):
         self.num_dims = int(np.prod(self.image_shape))
         self.seed_generator = keras.random.SeedGenerator()
         self.out_of_range = OutOfRange()
-        self._draw = backend.compiled(self, self.draw)
+        self._draw = backend.compile_function(self, self.draw)
 
     def get_config(self):
         return super().get_config() | {
@@ -79,11 +79,11 @@ class GenerativeModel(keras.Model):
         """Labels (B,) -> (B, K)."""
         return ops.one_hot(ops.cast(labels, "int32"), self.num_classes)
 
-    def checked(self, x, labels=None):
+    def prepare_inputs(self, x, labels=None):
         """(images,) or, for conditional models, (images, labels), as tensors; a
         ValueError says what is wrong with them."""
         check_images(x, self.image_shape, self.levels)
-        labels = self.checked_labels(labels)
+        labels = self.prepare_labels(labels)
         x = ops.convert_to_tensor(x)
         if labels is not None:
             given, images = labels.shape[0], x.shape[0]
@@ -91,7 +91,7 @@ class GenerativeModel(keras.Model):
                 raise ValueError(f"labels: expected {images}, got {given}.")
         return (x,) if labels is None else (x, labels)
 
-    def checked_labels(self, labels):
+    def prepare_labels(self, labels):
         """Labels as a tensor, or None: other models have no use for them, whatever the
         data set carries. A ValueError says what is wrong with them."""
         if self.num_classes is None:
@@ -106,11 +106,11 @@ class GenerativeModel(keras.Model):
         """
         x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         labels = labels if self.num_classes is not None else None
-        x, labels, flags = self._clipped(x, labels)
+        x, labels, flags = self._clip(x, labels)
         self.out_of_range.update_state(*flags)
         return x, labels, sample_weight
 
-    def _clipped(self, x, labels):
+    def _clip(self, x, labels):
         """Images and labels, int32, in their ranges, and the arguments of
         `OutOfRange.update_state`."""
         check_images(x, self.image_shape, self.levels, values=False)
@@ -129,7 +129,7 @@ class GenerativeModel(keras.Model):
         check_images(x, self.image_shape, self.levels)
         if self.num_classes is not None:
             check_labels(labels, self.num_classes)
-        x, labels, flags = self._clipped(x, labels)
+        x, labels, flags = self._clip(x, labels)
         wrong = ops.any(ops.stack(flags), axis=0)
         return x, labels, ops.where(wrong, float("nan"), 0.0)
 
@@ -189,7 +189,7 @@ class GenerativeModel(keras.Model):
             per_image = per_image * ops.cast(sample_weight, per_image.dtype)
         return backend.replica_mean(per_image) + sum(self.losses)
 
-    def tracked(self, values, sample_weight=None):
+    def update_metrics(self, values, sample_weight=None):
         """Updates each metric from its per-image values (B,), and returns the logs.
 
         Exactly `get_metrics_result()`: with other keys, Keras would report the last
@@ -218,10 +218,10 @@ class GenerativeModel(keras.Model):
         if validation_data is not None:
             parts = keras.utils.unpack_x_y_sample_weight(validation_data)
             check_data(self, *parts[:2], what="validation_data")
-            x_val, *rest = fitting.fed_for_evaluation(parts[0]), *parts[1:]
+            x_val, *rest = fitting.adapt_for_evaluation(parts[0]), *parts[1:]
             alone = all(part is None for part in rest)
             kwargs["validation_data"] = x_val if alone else (x_val, *rest)
-        prepared = fitting.prepared(self, x, callbacks, kwargs)
+        prepared = fitting.prepare(self, x, callbacks, kwargs)
         with backend.preserve_state(self), prepared as (x, callbacks):
             try:
                 history = super().fit(x, y, *args, callbacks=callbacks, **kwargs)
@@ -238,8 +238,8 @@ class GenerativeModel(keras.Model):
             self._check_ranges("fit")
         y = _placeholder(x, y, kwargs)
         size = _check_batch_size(args, kwargs)
-        x = fitting.fed_for_evaluation(x)
-        with backend.preserve_state(self), backend.divided(x, size):
+        x = fitting.adapt_for_evaluation(x)
+        with backend.preserve_state(self), backend.allow_uneven_batches(x, size):
             logs = super().evaluate(x, y, *args, return_dict=return_dict, **kwargs)
         self._check_ranges("evaluate")
         return logs
@@ -248,7 +248,7 @@ class GenerativeModel(keras.Model):
         """As `keras.Model.predict`, of images or a tuple (images, labels)."""
         check_data(self, *(x if isinstance(x, tuple) else (x, None)))
         size = _check_batch_size(args, kwargs)
-        with backend.preserve_state(self), backend.divided(x, size):
+        with backend.preserve_state(self), backend.allow_uneven_batches(x, size):
             predicted = super().predict(x, *args, **kwargs)
         wrong = np.isnan(predicted).reshape(len(predicted), -1).any(axis=1)
         if wrong.any():

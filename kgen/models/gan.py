@@ -39,7 +39,7 @@ from kgen.models.gan_parts import (
     limit,
     warm_up_decay,
 )
-from kgen.models.own_networks import deserialized, serialized
+from kgen.models.own_networks import deserialize_networks, serialize_networks
 from kgen.optimizers import Alternating
 
 LOSSES = ["discriminator_loss", "generator_loss"]
@@ -130,8 +130,8 @@ class GAN(GenerativeModel):
             self.average = frozen_copy(self.generator, (latent_dim,), num_classes)
         names = LOSSES + losses.measures(self.kind) + NORMS * gradient_norms
         self.trackers = [keras.metrics.Mean(name) for name in names]
-        generate = backend.compiled(self, self._generated, gradients=True)
-        score = backend.compiled(self, self._scored, gradients=True)
+        generate = backend.compile_function(self, self._generate_images, gradients=True)
+        score = backend.compile_function(self, self._score_images, gradients=True)
         self._generate = backend.few_sizes(generate)
         self._score = backend.few_sizes(score)
         self.built = True
@@ -188,7 +188,7 @@ class GAN(GenerativeModel):
         on_real = self._logits(real, labels, training)  # (B,)
         on_generated = self._logits(generated, labels, training)
         loss = self.kind.discriminator(on_real, on_generated)
-        how_well = losses.measured(self.kind, on_real, on_generated)
+        how_well = losses.measure(self.kind, on_real, on_generated)
         return {"discriminator_loss": loss} | how_well
 
     def _train_discriminator(self, real, labels, weight):
@@ -212,7 +212,7 @@ class GAN(GenerativeModel):
                 total = total + self.r1_penalty * losses.r1_penalty(gradient)
             return self.objective(total, weight), terms
 
-        return self._minimized(loss, "discriminator")
+        return self._minimize(loss, "discriminator")
 
     def _train_generator(self, n, labels, weight):
         def loss():
@@ -222,9 +222,9 @@ class GAN(GenerativeModel):
             of_image = self.kind.generator(logits)  # (B,)
             return self.objective(of_image, weight), {"generator_loss": of_image}
 
-        return self._minimized(loss, "generator")
+        return self._minimize(loss, "generator")
 
-    def _minimized(self, loss, network):
+    def _minimize(self, loss, network):
         """One step of a network: its terms, with the gradient's norm if wanted."""
         if not self.gradient_norms:
             return self.minimize(loss, network)[1]
@@ -249,7 +249,7 @@ class GAN(GenerativeModel):
         if self.ema is not None:
             decay = warm_up_decay(self.ema, self._generator_steps())
             follow(self.average, self.generator, decay)
-        return self._logged(terms | more, weight)
+        return self._update_logs(terms | more, weight)
 
     @backend.step
     def test_step(self, data):
@@ -258,51 +258,51 @@ class GAN(GenerativeModel):
         generated = self.make(z, labels)
         terms = self._discriminator_terms(self._real(x), generated, labels, False)
         terms["generator_loss"] = self.kind.generator(self._logits(generated, labels))
-        return self._logged(terms, weight)
+        return self._update_logs(terms, weight)
 
     def evaluate(self, *args, return_dict=True, **kwargs):
         logs = super().evaluate(*args, return_dict=return_dict, **kwargs)
         shown = [k for k in logs if k not in NORMS] if return_dict else []
         return {k: logs[k] for k in shown} if return_dict else logs
 
-    def _logged(self, terms, weight):
+    def _update_logs(self, terms, weight):
         loss = terms["discriminator_loss"] + terms["generator_loss"]
-        return self.tracked({"loss": loss} | terms, weight)
+        return self.update_metrics({"loss": loss} | terms, weight)
 
-    def _generated(self, z, labels=None):
+    def _generate_images(self, z, labels=None):
         network = self.generator if self.ema is None else self.average
         x = self.make(z, labels, network=network)
         return (self.levels - 1) * ops.clip(x, 0.0, 1.0)
 
     def draw(self, seeds, labels=None):
         """G(z), z ~ p(z), to the nearest integers (B, H, W, C)."""
-        x = self._generated(self.prior.of(seeds), labels)
+        x = self._generate_images(self.prior.of(seeds), labels)
         return ops.cast(ops.round(x), "int32")
 
     def generate(self, z, labels=None, gradients=False):
         """G(z) of latents (B, L) [and labels, (B,) or one for all]: float32
         (B, H, W, C) in 0..levels-1. `gradients`: see GenerativeModel."""
-        z = checks.checked_latents(z, self.latent_dim)
+        z = checks.prepare_latents(z, self.latent_dim)
         given = [z]
         if self.num_classes is not None:
             one = isinstance(labels, (int, np.integer))
-            labels = self.checked_labels(np.full(len(z), labels) if one else labels)
+            labels = self.prepare_labels(np.full(len(z), labels) if one else labels)
             if len(labels) != len(z):
                 raise ValueError(
                     f"labels: expected one or {len(z)}, got {len(labels)}."
                 )
             given.append(labels)
-        with backend.recording(gradients):
+        with backend.record_gradients(gradients):
             return self._generate(*given)
 
-    def _scored(self, x, labels=None):
+    def _score_images(self, x, labels=None):
         return self._logits(self._real(x), labels)
 
     def discriminate(self, x, labels=None, gradients=False):
         """D(x) of integer images: logits, float32 (B,). `gradients`: see
         GenerativeModel."""
-        with backend.recording(gradients):
-            return self._score(*self.checked(x, labels))
+        with backend.record_gradients(gradients):
+            return self._score(*self.prepare_inputs(x, labels))
 
     def call(self, inputs, training=False):
         """`discriminate` for `predict`: of images, or (images, labels)."""
@@ -311,8 +311,8 @@ class GAN(GenerativeModel):
 
     def endpoints(self):
         return super().endpoints() | {
-            "generate": (self._generated, ["z"], ["images"]),
-            "discriminate": (self._scored, ["images"], ["logits"]),
+            "generate": (self._generate_images, ["z"], ["images"]),
+            "discriminate": (self._score_images, ["images"], ["logits"]),
         }
 
     def get_config(self):
@@ -323,8 +323,8 @@ class GAN(GenerativeModel):
         )  # fmt: skip
         config = super().get_config() | {name: getattr(self, name) for name in names}
         config |= {"loss": self.kind.name, "prior": self.prior.name}
-        return config | serialized(self, self._own_networks)
+        return config | serialize_networks(self, self._own_networks)
 
     @classmethod
     def from_config(cls, config):
-        return cls(**deserialized(config, "generator", "discriminator"))
+        return cls(**deserialize_networks(config, "generator", "discriminator"))

@@ -117,7 +117,7 @@ def measures(kind):
     return ["accuracy_real", "accuracy_generated"]
 
 
-def measured(kind, real, generated):
+def measure(kind, real, generated):
     """How well D tells the two apart, by its logits: {name: (B,)}."""
     if kind.threshold is None:
         values = [real - generated]

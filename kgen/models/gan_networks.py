@@ -87,7 +87,7 @@ class Generator:
         h = layers.Dense(H * W * C, activation="sigmoid", **same)(h)
         return self.model(layers.Reshape(self.image_shape, **self.dtype)(h))
 
-    def _normed(self, h, slope):
+    def _normalize(self, h, slope):
         h = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **self.dtype)(h)
         return layers.LeakyReLU(slope, **self.dtype)(h)
 
@@ -100,7 +100,7 @@ class Generator:
             how = {"activation": "sigmoid"} if last else {"use_bias": False}
             h = layers.Conv2DTranspose(width, kernel_size, 2, **how, **same)(h)
             h = Crop(size, **self.dtype)(h)
-            h = h if last else self._normed(h, slope)
+            h = h if last else self._normalize(h, slope)
         return self.model(h)
 
     def dcgan(self):
@@ -112,7 +112,7 @@ class Generator:
     def infogan(self):
         maps = halvings(self.image_shape[:2], least=1)[:3]
         h = layers.Dense(16 * self.width, use_bias=False, **self._dense())(self.h)
-        h = self._to_map(self._normed(h, 0.2), maps[-1], 2 * self.width, slope=0.2)
+        h = self._to_map(self._normalize(h, 0.2), maps[-1], 2 * self.width, slope=0.2)
         return self._upward(h, maps[-2::-1], [self.width] * (len(maps) - 2), 4, 0.2)
 
     def _dense(self):
@@ -120,7 +120,9 @@ class Generator:
 
     def _to_map(self, h, size, width, slope):
         units = size[0] * size[1] * width
-        h = self._normed(layers.Dense(units, use_bias=False, **self._dense())(h), slope)
+        h = self._normalize(
+            layers.Dense(units, use_bias=False, **self._dense())(h), slope
+        )
         return layers.Reshape((*size, width), **self.dtype)(h)
 
 
@@ -178,10 +180,10 @@ class Discriminator:
         h = self._image_and_label()
         for i, width in enumerate(widths):
             h = self._linear(layers.Conv2D, h, width, kernel_size, strides=2, **how)
-            h = self._activated(h, normed=i > 0)
+            h = self._activate(h, normed=i > 0)
         return h
 
-    def _activated(self, h, normed):
+    def _activate(self, h, normed):
         if normed and self.batch_norm:
             h = layers.BatchNormalization(momentum=0.9, epsilon=1e-5, **self.dtype)(h)
         return layers.LeakyReLU(0.2, **self.dtype)(h)
@@ -197,7 +199,7 @@ class Discriminator:
         h = layers.Flatten(**self.dtype)(h)
         normal = {"kernel_initializer": _normal()}
         h = self._linear(layers.Dense, h, 16 * self.width, **normal)
-        return self.model(self._activated(h, normed=True), **normal)
+        return self.model(self._activate(h, normed=True), **normal)
 
 
 def halvings(size, least):

@@ -9,7 +9,7 @@ from keras import ops
 
 from kgen import random
 from kgen.checks import boolean, fraction, not_negative, one_of
-from kgen.models.own_networks import called
+from kgen.models.own_networks import symbolic_output
 
 
 class Prior:
@@ -82,7 +82,7 @@ def limit(network, c):
 def frozen_copy(network, source, num_classes):
     """A network of the same layers and weights, which nothing trains."""
     copy = type(network).from_config(network.get_config())
-    called(copy, source, num_classes)  # builds subclassed models
+    symbolic_output(copy, source, num_classes)  # builds subclassed models
     copy.set_weights(network.get_weights())
     copy.trainable = False
     return copy

@@ -35,7 +35,7 @@ from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
 from kgen.layers.incremental import Pointwise, flat
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import by_pixel, pushed
+from kgen.models.incremental import by_pixel, push
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -108,8 +108,8 @@ class GatedBlock(layers.Layer):
         if label is not None:
             of_v, of_h = ops.split(self.label(label)[:, None, None], 2, axis=-1)
             v, gates = v + of_v, gates + of_h  # (B, H, W, 2F)
-        out = self.out(gated(gates))  # (B, H, W, F)
-        return gated(v), out if self.first else h + out
+        out = self.out(gate(gates))  # (B, H, W, F)
+        return gate(v), out if self.first else h + out
 
     def get_config(self):
         return super().get_config() | {
@@ -122,7 +122,7 @@ class GatedBlock(layers.Layer):
 
 
 @backend.fused
-def gated(x):
+def gate(x):
     """tanh of the first half of the features times sigmoid of the second (eq. 2)."""
     f, g = ops.split(x, 2, axis=-1)
     return ops.tanh(f) * ops.sigmoid(g)
@@ -162,13 +162,13 @@ class _IncrementalBlock:
         v = backend.convolution(window, kernel, pads, bias)  # (B, 1, W, 2F)
         gates = backend.convolution(v, self.link, ((0, 0), (0, 0))) + self.bias_h
         cache = cache if self.first else window[:, 1:]
-        return gated(v + self.label_v), gates[:, 0], cache
+        return gate(v + self.label_v), gates[:, 0], cache
 
     def pixel(self, window, above):
         """The horizontal stack at a pixel, from its own window (B, n, F): (B, F)."""
         n = min(window.shape[1], self.horizontal.shape[0])
         gates = flat(window[:, :n], self.horizontal) + above  # (B, 2F)
-        return self.out(gated(gates))
+        return self.out(gate(gates))
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -292,4 +292,4 @@ class _Incremental:
 
     def end_row(self, rows, x, kept):
         del kept  # the vertical stack makes its own
-        return [pushed(rows[0], self.scale(x)[:, None]), *rows[1:]]
+        return [push(rows[0], self.scale(x)[:, None]), *rows[1:]]

@@ -31,7 +31,7 @@ from keras import ops
 from kgen import backend
 
 
-def filled(model, network, x, u, known_rows, temperature=1.0):
+def sample_rows(model, network, x, u, known_rows, temperature=1.0):
     """As `Autoregressive.fill`, with a network that goes from pixel to pixel."""
     H = model.image_shape[0]
     all_drawn = isinstance(known_rows, int) and known_rows == 0
@@ -71,8 +71,8 @@ def _known(model, network, rows, above, x_row):
     x = ops.pad(model.scale(x_row), [[0, network.extra], [0, 0], [0, 0]])
     left = LeftInRow(network.start_left(rows), W, B)
     windows = in_row(x, network.reach)  # (W, B, r + 1, C)
-    _, kept = network.pixel(left, folded(above), folded(windows))
-    return unfolded(kept, W)
+    _, kept = network.pixel(left, fold(above), fold(windows))
+    return unfold(kept, W)
 
 
 def _drawn(model, network, rows, above, x_row, u_row, known, temperature):
@@ -99,19 +99,19 @@ def _drawn(model, network, rows, above, x_row, u_row, known, temperature):
                 turn = ops.logical_and(ops.equal(channels, c), unknown)
             x_j = ops.where(turn, ops.cast(drawn[:, 0, 0], "int32"), x_j)
         # `left` and `kept` have not seen the last channel, which mask A hides anyway.
-        return (left.after, pushed(window, here * model.scale(x_j)[:, None])), (
+        return (left.after, push(window, here * model.scale(x_j)[:, None])), (
             x_j,
             kept,
         )
 
-    def padded(x, value=0):
+    def pad(x, value=0):
         return ops.pad(x, [[0, network.extra], [0, 0], [0, 0]], constant_values=value)
 
     on_map = ops.arange(W + network.extra) < W
     here = ops.cast(on_map, model.compute_dtype)  # (W + extra,)
     window = ops.zeros((ops.shape(u_row)[1], network.reach, C), model.compute_dtype)
     state = (network.start_left(rows), window)
-    given = (above, padded(x_row), padded(u_row, 0.5), here)
+    given = (above, pad(x_row), pad(u_row, 0.5), here)
     _, (x_row, kept) = backend.scan(one_pixel, state, given)
     return x_row[:W], kept
 
@@ -142,7 +142,7 @@ class Left:
         self.after[name] = ops.where(due, x, self.caches[name])
         return self.after[name]
 
-    def carried(self, name, fn, x):
+    def carry(self, name, fn, x):
         """state = fn(state, x), the recurrence over the columns."""
         self.after[name] = fn(self.caches[name], x)
         return self.after[name]
@@ -166,24 +166,24 @@ class LeftInRow:
 
     def window(self, name, x):
         r = self.caches[name].shape[1]
-        return folded(in_row(unfolded(x, self.width), r))
+        return fold(in_row(unfold(x, self.width), r))
 
     def neighbour(self, name, x, step=1, due=True):
         del name, due
-        return folded(in_row(unfolded(x, self.width), step)[:, :, 0])
+        return fold(in_row(unfold(x, self.width), step)[:, :, 0])
 
     def held(self, name, x, step, due):
         del name, due
         columns = np.arange(self.width) // step * step
-        return folded(ops.take(unfolded(x, self.width), columns, axis=0))
+        return fold(ops.take(unfold(x, self.width), columns, axis=0))
 
-    def carried(self, name, fn, x):
+    def carry(self, name, fn, x):
         def twice(state, x):
             state = fn(state, x)
             return state, state
 
-        x = unfolded(x, self.width)
-        return folded(backend.scan(twice, self.caches[name], x)[1])
+        x = unfold(x, self.width)
+        return fold(backend.scan(twice, self.caches[name], x)[1])
 
     def constant(self, name):
         return self.caches[name]
@@ -203,18 +203,18 @@ def in_row(x, r):
     return ops.stack([x[k : k + W] for k in range(r + 1)], axis=2)
 
 
-def folded(x):
+def fold(x):
     """(W, B, ...) -> (W B, ...), in nests."""
     return keras.tree.map_structure(lambda t: ops.reshape(t, (-1, *t.shape[2:])), x)
 
 
-def unfolded(x, width):
+def unfold(x, width):
     return keras.tree.map_structure(
         lambda t: ops.reshape(t, (width, -1, *t.shape[1:])), x
     )
 
 
-def pushed(cache, new):
+def push(cache, new):
     """A cache (B, n, ...) of the last n, after `new` (B, 1, ...)."""
     return ops.concatenate([cache, new], axis=1)[:, 1:]
 

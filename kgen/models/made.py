@@ -182,8 +182,8 @@ class MADE(Autoregressive):
         `gradients`: see GenerativeModel."""
         if mask not in range(self.num_masks):
             raise ValueError(f"mask must be in 0..{self.num_masks - 1}; got {mask}.")
-        with backend.recording(gradients):
-            return self._logits(mask, *self.checked(x, labels))
+        with backend.record_gradients(gradients):
+            return self._logits(mask, *self.prepare_inputs(x, labels))
 
     # Drawing
 
@@ -202,7 +202,7 @@ class MADE(Autoregressive):
         x = ops.zeros_like(u, "int32")
         return self.fill(x, u, 0, labels, temperature, masks)
 
-    def _completed(self, x, known_rows, seeds, labels=None, temperature=1.0):
+    def _complete(self, x, known_rows, seeds, labels=None, temperature=1.0):
         rows = ops.arange(self.image_shape[0], dtype="int32")[:, None]
         known = rows < ops.cast(known_rows, "int32")[:, None, None]  # (B, H, 1)
         x = ops.where(known[..., None], ops.cast(x, "int32"), 0)
@@ -242,7 +242,7 @@ class MADE(Autoregressive):
         def one_step(t, carry):
             x, heard, pre = carry  # (B, D), (B, U), of each layer (B, U)
             j = ops.take(order, t, axis=1)[:, None]  # (B, 1), the dimension in turn
-            seen = ops.concatenate([heard, self._scaled(x)], axis=-1)  # (B, U + D)
+            seen = ops.concatenate([heard, self._scale(x)], axis=-1)  # (B, U + D)
             seen = seen[:, : out_of.shape[-1]]  # without direct connections, (B, U)
             params = ops.matmul(ops.take(out_of, j[:, 0], axis=0), seen[..., None])
             params = params[..., 0] + _at(outputs, j[..., None])[:, 0]  # eq. 2, (B, P)
@@ -250,7 +250,7 @@ class MADE(Autoregressive):
             drawn = self.likelihood.draw(params[:, None, None], u_j, temperature)
             drawn = drawn[..., 0, 0]
             x_j = ops.where(j < known, _at(given, j), drawn)  # (B, 1)
-            says = self._scaled(x_j) * ops.take(into, j[:, 0], axis=0)
+            says = self._scale(x_j) * ops.take(into, j[:, 0], axis=0)
             pre, says = self._pass_on(says, pre, of_hidden, between, degree=t + 1)
             x = ops.where(ops.equal(dims, j), x_j, x)  # later ones are zero, unseen
             return x, heard + says, pre
@@ -268,7 +268,7 @@ class MADE(Autoregressive):
             says = ops.where(degrees == degree, self.activate(pre[i]), 0.0)
         return tuple(pre), says
 
-    def _scaled(self, x):
+    def _scale(self, x):
         return ops.cast(self.scale(x), "float32")
 
     def _kernels(self):

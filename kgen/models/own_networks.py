@@ -18,13 +18,13 @@ def check_network(name, network, source, num_classes, target):
                 f"{name}: the activity_regularizer of layer '{layer.name}' would count "
                 "differently on each backend; put it into a loss of your own."
             )
-    given = called(network, source, num_classes)
+    given = symbolic_output(network, source, num_classes)
     if tuple(getattr(given, "shape", ())) != (None, *target):
         got = getattr(given, "shape", f"{type(given).__name__} of outputs")
         raise ValueError(f"{name} must give {(None, *target)}; got {got}.")
 
 
-def called(network, source, num_classes):
+def symbolic_output(network, source, num_classes):
     """The symbolic output for inputs (None, *source) [and labels (None, K)]."""
     x = keras.KerasTensor((None, *source))
     x = [x, keras.KerasTensor((None, num_classes))] if num_classes else x
@@ -38,13 +38,13 @@ def called(network, source, num_classes):
         ) from error
 
 
-def serialized(model, names):
+def serialize_networks(model, names):
     """For `get_config`: {name: configuration} of those that are the user's own."""
     serialize = keras.saving.serialize_keras_object
     return {name: serialize(getattr(model, name)) for name in names}
 
 
-def deserialized(config, *names):
+def deserialize_networks(config, *names):
     """For `from_config`: the configuration with its networks made."""
     own = {name: config[name] for name in names if name in config}
     make = keras.saving.deserialize_keras_object

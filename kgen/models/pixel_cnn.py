@@ -29,7 +29,7 @@ from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
 from kgen.layers.incremental import Causal, Pointwise
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import by_pixel, pushed
+from kgen.models.incremental import by_pixel, push
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -175,4 +175,4 @@ class _Incremental:
 
     def end_row(self, rows, x, kept):
         new = [self.scale(x), *[by_pixel(k) for k in kept]]  # (B, W, ...)
-        return [pushed(r, n[:, None]) for r, n in zip(rows, new, strict=True)]
+        return [push(r, n[:, None]) for r, n in zip(rows, new, strict=True)]

@@ -109,7 +109,7 @@ class PixelCNNPlusPlus(Autoregressive):
             shape=(), dtype="int32", initializer="zeros", trainable=False,
             name="initialized",
         )  # fmt: skip
-        self._first_scales = backend.compiled(self, self._collected)
+        self._first_scales = backend.compile_function(self, self._collect_scales)
         self.built = True
 
     def _set_maps(self, num_resolutions):
@@ -212,7 +212,7 @@ class PixelCNNPlusPlus(Autoregressive):
             for conv in getattr(layer, "convolutions", [layer])
         ]
 
-    def _collected(self, x, labels=None):
+    def _collect_scales(self, x, labels=None):
         new = {}
 
         def collect(conv, g, b):
@@ -229,7 +229,7 @@ class PixelCNNPlusPlus(Autoregressive):
             x: integers (B, H, W, C), a few hundred.
             labels: integers (B,), for conditional models.
         """
-        new = self._first_scales(*self.checked(x, labels))
+        new = self._first_scales(*self.prepare_inputs(x, labels))
         for conv, (g, b) in zip(self.convolutions(), new, strict=True):
             conv.g.assign(g)
             conv.b.assign(b)

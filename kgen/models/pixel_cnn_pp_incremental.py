@@ -17,7 +17,7 @@ from keras import ops
 
 from kgen import backend
 from kgen.layers.incremental import CausalResnet, CausalWeightNorm
-from kgen.layers.weight_norm import doubled
+from kgen.layers.weight_norm import upsample
 from kgen.models.incremental import by_pixel
 
 
@@ -158,7 +158,7 @@ class Incremental:
         for r in reversed(range(R)):
             if r < R - 1:
                 conv, size = self.double_u[r], (2, self.widths[r])
-                new = doubled(u, conv.kernel, size) + conv.b  # (B, 2, w, F)
+                new = upsample(u, conv.kernel, size) + conv.b  # (B, 2, w, F)
                 double[r] = kept_where(due[r + 1], new, double[r])
                 second = ops.equal(rows["i"] // 2**r % 2, 1)
                 u = ops.where(second, double[r][:, 1:], double[r][:, :1])
@@ -220,7 +220,7 @@ class Incremental:
                 ul = ops.where(due_row[r + 1], ul, levels[r + 1]["low"][0])
                 ul = left.held(f"low_{r}", ul, 2 ** (r + 1), due[r + 1])
                 kept[r + 1]["low"].append(ul)
-                ul = self._doubled(ul, r, i, j)
+                ul = self._upsample(ul, r, i, j)
             for n, block in enumerate(self.up_ul[r]):
                 before = self._before(left, f"up_{r}_{n}", r, due)
                 aux = ops.concatenate([levels[r]["u_up"][n], passed.pop()], axis=-1)
@@ -254,7 +254,7 @@ class Incremental:
                 passed.append(ul)
         return passed
 
-    def _doubled(self, ul, r, i, j):
+    def _upsample(self, ul, r, i, j):
         """From resolution r + 1 to r, at this pixel."""
         conv = self.double_ul[r]
         kernel = ops.take(conv.kernel, i // 2**r % 2, axis=0)  # (2, F, F)

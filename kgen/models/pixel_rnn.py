@@ -34,7 +34,7 @@ from kgen.checks import boolean, multiples, odd, positive
 from kgen.layers import DiagonalBiLSTMLayer, RowLSTMLayer, ShiftedConv2D
 from kgen.layers.incremental import Causal, Pointwise
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import by_pixel, pushed
+from kgen.models.incremental import by_pixel, push
 
 
 class _PixelRNN(Autoregressive):
@@ -226,4 +226,4 @@ class _Incremental:
         image, states = rows
         x = ops.pad(self.scale(x), [[0, 0], [0, self.extra], [0, 0]])  # (B, W, C)
         layers = zip(self.scans, states, kept, strict=True)
-        return pushed(image, x[:, None]), [s.end_row(h, new) for s, h, new in layers]
+        return push(image, x[:, None]), [s.end_row(h, new) for s, h, new in layers]

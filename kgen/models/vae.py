@@ -34,12 +34,12 @@ from keras import ops
 
 from kgen import backend, random
 from kgen.batching import in_batches
-from kgen.checks import checked_latents, is_integer, not_negative, positive, sizes
+from kgen.checks import is_integer, not_negative, positive, prepare_latents, sizes
 from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
 from kgen.metrics import bits_per_dim, log_mean_weight
 from kgen.models.base import GenerativeModel
-from kgen.models.own_networks import deserialized, serialized
+from kgen.models.own_networks import deserialize_networks, serialize_networks
 from kgen.models.vae_networks import networks
 
 LATENT, _PIXELS = 0, 1  # streams of one seed
@@ -123,14 +123,16 @@ class VAE(GenerativeModel):
         )
         self.sampling = Sampling()
         self.trackers = [keras.metrics.Mean(name) for name in self._METRICS]
-        elbo = backend.compiled(self, self._keyed_elbo, gradients=True)
+        elbo = backend.compile_function(self, self._keyed_elbo, gradients=True)
         self._elbo = backend.few_sizes(elbo)
-        self._bound = backend.few_sizes(self._importance_weighted)
+        self._bound = backend.few_sizes(self._importance_bound)
         self._chunk_sizes = backend.program_sizes()
         self._encode = backend.few_sizes(self._posterior)
-        self._decode = backend.few_sizes(self._expected)
-        self._log_weights = backend.compiled(self, self.log_weights, gradients=True)
-        self._draw_expected = backend.compiled(self, self._draw_mean)
+        self._decode = backend.few_sizes(self._expected_image)
+        self._log_weights = backend.compile_function(
+            self, self.log_weights, gradients=True
+        )
+        self._draw_expected = backend.compile_function(self, self._draw_mean)
         self.built = True
 
     @property
@@ -193,12 +195,12 @@ class VAE(GenerativeModel):
             return self.objective(terms["loss"], weight), terms
 
         _, terms = self.minimize(loss)
-        return self.tracked(terms, weight)
+        return self.update_metrics(terms, weight)
 
     @backend.step
     def test_step(self, data):
         x, labels, weight = self.unpack(data)
-        return self.tracked(self._terms(x, labels, self._noise(x)), weight)
+        return self.update_metrics(self._terms(x, labels, self._noise(x)), weight)
 
     # Densities
 
@@ -210,8 +212,8 @@ class VAE(GenerativeModel):
 
     def elbo(self, x, labels=None, gradients=False):
         """A one-sample estimate of the ELBO (1), a function of the image: (B,) nats."""
-        with backend.recording(gradients):
-            return self._elbo(*self.checked(x, labels))
+        with backend.record_gradients(gradients):
+            return self._elbo(*self.prepare_inputs(x, labels))
 
     def _keyed_elbo(self, x, labels=None):
         return self._terms(x, labels, self._noise(x))["elbo_nats"]
@@ -223,11 +225,11 @@ class VAE(GenerativeModel):
         `num_samples` only where gradients are recorded; for whole data sets see
         `kgen.metrics.importance_weighted_bound`.
         """
-        checked = self.checked(x, labels)
-        with backend.recording(gradients):
+        checked = self.prepare_inputs(x, labels)
+        with backend.record_gradients(gradients):
             return self._bound(*checked, num_samples=num_samples, seed=seed)
 
-    def _importance_weighted(self, x, *labels, num_samples, seed):
+    def _importance_bound(self, x, *labels, num_samples, seed):
         sizes = {"size_of": self._chunk_sizes}
         return log_mean_weight(
             self._log_weights, num_samples, seed, x, *labels, **sizes
@@ -260,18 +262,18 @@ class VAE(GenerativeModel):
 
     def encode(self, x, labels=None, gradients=False):
         """Posterior of images: mean and log variance, float32 (B, L) each."""
-        with backend.recording(gradients):
-            return self._encode(*self.checked(x, labels))
+        with backend.record_gradients(gradients):
+            return self._encode(*self.prepare_inputs(x, labels))
 
     def decode(self, z, labels=None, gradients=False):
         """E[x | z] of latents (B, L): float32 (B, H, W, C) in 0..levels-1; for two
         levels this is the probability of 1."""
-        z, labels = checked_latents(z, self.latent_dim), self.checked_labels(labels)
+        z, labels = prepare_latents(z, self.latent_dim), self.prepare_labels(labels)
         given = [z] if labels is None else [z, labels]
-        with backend.recording(gradients):
+        with backend.record_gradients(gradients):
             return self._decode(*given)
 
-    def _expected(self, z, labels=None):
+    def _expected_image(self, z, labels=None):
         return self.likelihood.mean(self._params(z, labels))
 
     def reconstruct(self, x, labels=None, gradients=False):
@@ -342,9 +344,9 @@ class VAE(GenerativeModel):
             "activation": self.activation,
             "likelihood": self.likelihood.name,
             "beta": self.beta,
-            **serialized(self, self._own_networks),
+            **serialize_networks(self, self._own_networks),
         }
 
     @classmethod
     def from_config(cls, config):
-        return cls(**deserialized(config, "encoder", "decoder"))
+        return cls(**deserialize_networks(config, "encoder", "decoder"))

@@ -83,8 +83,8 @@ class Client:
         """As `model.sample`: (n, H, W, C) uint8; with no seed, another draw each time.
         Conditional models want labels, (n,) or one for all."""
         seed = secrets.randbelow(2**31) if seed is None else seed
-        seeds = _served(image_seeds(seed, n))
-        return self._batched("sample", "uint8", seed=seeds, label=labels)
+        seeds = _served_seeds(image_seeds(seed, n))
+        return self._in_batches("sample", "uint8", seed=seeds, label=labels)
 
     def complete(self, images, known_rows, seed=None, labels=None):
         """As `model.complete`: (n, H, W, C) uint8."""
@@ -92,8 +92,10 @@ class Client:
         n = len(images)
         seed = secrets.randbelow(2**31) if seed is None else seed
         rows = np.broadcast_to(np.asarray(known_rows), n)
-        inputs = {"known_rows": rows, "seed": _served(image_seeds(seed, n))}
-        return self._batched("complete", "uint8", images=images, label=labels, **inputs)
+        inputs = {"known_rows": rows, "seed": _served_seeds(image_seeds(seed, n))}
+        return self._in_batches(
+            "complete", "uint8", images=images, label=labels, **inputs
+        )
 
     def log_prob(self, images, labels=None):
         """log p(x) in nats: (n,) float32, of exact models."""
@@ -122,15 +124,15 @@ class Client:
 
     def decode(self, z, labels=None):
         """A VAE's expected images of latents (n, L): float32 (n, H, W, C)."""
-        return self._batched("decode", "float32", z=np.asarray(z), label=labels)
+        return self._in_batches("decode", "float32", z=np.asarray(z), label=labels)
 
     def generate(self, z, labels=None):
         """A GAN's G(z) of latents (n, L): float32 (n, H, W, C)."""
-        return self._batched("generate", "float32", z=np.asarray(z), label=labels)
+        return self._in_batches("generate", "float32", z=np.asarray(z), label=labels)
 
     def _of_images(self, signature, images, labels):
         images = np.asarray(images)
-        return self._batched(signature, "float32", images=images, label=labels)
+        return self._in_batches(signature, "float32", images=images, label=labels)
 
     # The server
 
@@ -145,7 +147,7 @@ class Client:
     def limits(self):
         """The ranges of inputs: {"levels": of images, "num_classes": of labels, 0 for a
         model without}; None for an export of an earlier version of kgen."""
-        return self._described(self._deadline()).limits
+        return self._read_signatures(self._deadline()).limits
 
     def wait_until_ready(self, seconds=60.0):
         """Returns when a version (that asked for) is available.
@@ -178,10 +180,10 @@ class Client:
         inputs, known = self._check(signature, inputs, end)
         return self._ask(signature, inputs, known, end)
 
-    def _batched(self, signature, dtype, label=None, **inputs):
+    def _in_batches(self, signature, dtype, label=None, **inputs):
         n, end = len(_first(inputs)), self._deadline()
         if n == 0:  # JSON has no shape for it, and a batching server no batch
-            return _nothing(self._described(end).tensors(signature, "outputs"))
+            return _nothing(self._read_signatures(end).tensors(signature, "outputs"))
         if label is not None:
             inputs["label"] = np.broadcast_to(np.asarray(label), n)
         inputs, known = self._check(signature, inputs, end)
@@ -189,7 +191,9 @@ class Client:
         for start in range(0, n, self.max_batch):
             part = {k: v[start : start + self.max_batch] for k, v in inputs.items()}
             answer, rows = self._ask(signature, part, known, end), len(_first(part))
-            parts.append(_checked(answer, dtype, rows, f"{self.name}'s '{signature}'"))
+            parts.append(
+                _check_answer(answer, dtype, rows, f"{self.name}'s '{signature}'")
+            )
             end = self._deadline()
         if isinstance(parts[0], dict):  # of several outputs
             return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
@@ -198,7 +202,7 @@ class Client:
     # Signatures. They may change with the version, so that none refuse an input but
     # those that have just been read.
 
-    def _described(self, end, again=False):
+    def _read_signatures(self, end, again=False):
         """The signatures, read once, or `again`."""
         signatures = self._signatures
         if signatures is None or again:
@@ -213,25 +217,25 @@ class Client:
     def _check(self, signature, inputs, end):
         """The inputs, see Signatures.check, and the signatures that they are for."""
         before = self._signatures
-        known = self._described(end)
+        known = self._read_signatures(end)
         try:
             return known.check(signature, inputs), known
         except (ServingError, ValueError):
-            if before is None or not self._changed(known, end):
+            if before is None or not self._have_changed(known, end):
                 raise
-        known = self._described(end)
+        known = self._read_signatures(end)
         return known.check(signature, inputs), known
 
-    def _changed(self, known, end):
+    def _have_changed(self, known, end):
         """Whether the server has other signatures than those `known`, by now."""
-        return self.version is None and self._described(end, again=True) != known
+        return self.version is None and self._read_signatures(end, again=True) != known
 
     def _ask(self, signature, inputs, known, end):
         """The server's answer to inputs that have been checked."""
         try:
             return self._predict(signature, inputs, end)
         except ServingError as error:
-            if error.status != 400 or not self._changed(known, end):
+            if error.status != 400 or not self._have_changed(known, end):
                 raise
         inputs, _ = self._check(signature, inputs, end)
         return self._predict(signature, inputs, end)
@@ -282,7 +286,7 @@ def _grpc():
     return Grpc
 
 
-def _served(seeds):
+def _served_seeds(seeds):
     """Seeds of kgen.random, (n, 2) words, as served ones, int64 (n,)."""
     return (seeds[:, 0].astype("int64") << 32) + seeds[:, 1]
 
@@ -306,11 +310,13 @@ def _check_seconds(**values):
             raise ValueError(f"{name} must be a number of seconds; got {value!r}.")
 
 
-def _checked(answer, dtype, rows, whose):
+def _check_answer(answer, dtype, rows, whose):
     """An answer's arrays as `dtype`: as many rows as were asked for, finite, and images
     of bytes, for 300 would become 44."""
     if isinstance(answer, dict):
-        return {k: _checked(v, dtype, rows, f"{whose} {k}") for k, v in answer.items()}
+        return {
+            k: _check_answer(v, dtype, rows, f"{whose} {k}") for k, v in answer.items()
+        }
     expected = f"{whose}: expected {rows} rows of {dtype}"
     if answer.dtype.kind not in "fiu" or answer.shape[:1] != (rows,):
         raise ConnectionError(f"{expected}; got {answer.dtype} {answer.shape}.")

@@ -43,7 +43,7 @@ class _Deadline:
         self._timer.cancel()
 
 
-def _watched(kind):
+def _with_deadline(kind):
     class Connection(kind):
         def __init__(self, *args, deadline, **kwargs):
             super().__init__(*args, **kwargs)
@@ -56,8 +56,8 @@ def _watched(kind):
     return Connection
 
 
-_HTTP = _watched(http.client.HTTPConnection)
-_HTTPS = _watched(http.client.HTTPSConnection)
+_HTTP = _with_deadline(http.client.HTTPConnection)
+_HTTPS = _with_deadline(http.client.HTTPSConnection)
 
 
 class _Handler(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
@@ -115,7 +115,7 @@ class Rest:
         late = f"No answer from {self.url}{path} within {timeout:.3g} s."
         with _Deadline(timeout) as deadline:
             try:
-                status, text = _fetched(request, timeout, deadline)
+                status, text = _fetch(request, timeout, deadline)
             except (OSError, http.client.HTTPException) as error:
                 if deadline.over or isinstance(error, TimeoutError):
                     raise AttemptTimeout(late) from error
@@ -143,7 +143,7 @@ class Rest:
             ) from error
 
 
-def _fetched(request, timeout, deadline):
+def _fetch(request, timeout, deadline):
     """(HTTP's status, the body)."""
     opener = urllib.request.build_opener(_Handler(deadline), _NoRedirect)
     try:

@@ -48,7 +48,7 @@ def measure(kind):
 
     import kgen
     from kgen import backend, random
-    from kgen.models.autoregressive import naively_filled
+    from kgen.models.autoregressive import fill_naively
 
     def report(model, what, batch, work, times=1):
         seconds = times * milliseconds(work, 1 if what == "naive" else 3) / 1000
@@ -58,8 +58,8 @@ def measure(kind):
         seeds = random.image_seeds(0, batch)
         H, W, _ = model.image_shape
         x = np.zeros((batch, *model.image_shape), "uint8")
-        last_row = backend.compiled(
-            model, lambda s: naively_filled(model, x, model._uniforms(s), H - 1)
+        last_row = backend.compile_function(
+            model, lambda s: fill_naively(model, x, model._uniforms(s), H - 1)
         )
         start = time.perf_counter()
         numpy, log_prob = ops.convert_to_numpy, model.log_prob

@@ -70,7 +70,7 @@ def load(client, signature, described, batch, concurrency, seconds):
     return np.array(latencies), failures, time.perf_counter() - start
 
 
-def measured(args, name):
+def measure(args, name):
     """The rows of one model."""
     for url in (args.rest, args.grpc):
         over = url.split(":")[0]
@@ -143,7 +143,7 @@ def main():
         process = started(args)
     try:
         print(*HEAD, sep="\t")
-        rows = [row for name in args.names for row in measured(args, name)]
+        rows = [row for name in args.names for row in measure(args, name)]
     finally:
         if process:
             process.terminate()
