@@ -181,7 +181,7 @@ class Client:
     def _batched(self, signature, dtype, label=None, **inputs):
         n, end = len(_first(inputs)), self._deadline()
         if n == 0:  # JSON has no shape for it, and a batching server no batch
-            return _nothing(self._described(end).tensors(signature, "outputs"))
+            return self._described(end).empty_outputs(signature)
         if label is not None:
             inputs["label"] = np.broadcast_to(np.asarray(label), n)
         inputs, known = self._check(signature, inputs, end)
@@ -285,12 +285,6 @@ def _grpc():
 def _served(seeds):
     """Seeds of kgen.random, (n, 2) words, as served ones, int64 (n,)."""
     return (seeds[:, 0].astype("int64") << 32) + seeds[:, 1]
-
-
-def _nothing(outputs):
-    """A signature's outputs, {name: (dtype, sizes)}, for an empty batch."""
-    empty = {name: np.zeros((0, *v), dtype) for name, (dtype, v) in outputs.items()}
-    return empty if len(empty) > 1 else _first(empty)
 
 
 def _first(arrays):
