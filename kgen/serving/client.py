@@ -183,7 +183,7 @@ class Client:
     def _in_batches(self, signature, dtype, label=None, **inputs):
         n, end = len(_first(inputs)), self._deadline()
         if n == 0:  # JSON has no shape for it, and a batching server no batch
-            return _nothing(self._read_signatures(end).tensors(signature, "outputs"))
+            return self._read_signatures(end).empty_outputs(signature)
         if label is not None:
             inputs["label"] = np.broadcast_to(np.asarray(label), n)
         inputs, known = self._check(signature, inputs, end)
@@ -289,15 +289,6 @@ def _grpc():
 def _served_seeds(seeds):
     """Seeds of kgen.random, (n, 2) words, as served ones, int64 (n,)."""
     return (seeds[:, 0].astype("int64") << 32) + seeds[:, 1]
-
-
-def _nothing(outputs):
-    """A signature's outputs, {name: (dtype, sizes)}, for an empty batch."""
-    empty = {
-        name: np.zeros((0, *(max(size, 0) for size in sizes)), dtype)  # -1: of any size
-        for name, (dtype, sizes) in outputs.items()
-    }
-    return empty if len(empty) > 1 else _first(empty)
 
 
 def _first(arrays):

@@ -85,6 +85,16 @@ class Signatures:
             ) from error
         return tensors
 
+    def empty_outputs(self, signature):
+        """A signature's answer to an empty batch: an array, or a dict of several."""
+        outputs = self.tensors(signature, "outputs")
+        if any(size < 0 for _, sizes in outputs.values() for size in sizes):
+            raise ConnectionError(
+                f"'{self.name}' describes no sizes of the outputs of '{signature}'."
+            )
+        empty = {k: np.zeros((0, *sizes), d) for k, (d, sizes) in outputs.items()}
+        return empty if len(empty) > 1 else next(iter(empty.values()))
+
     def check(self, signature, inputs):
         """The inputs, arrays by name, in the types that the signature takes.
 
