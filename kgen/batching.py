@@ -1,4 +1,4 @@
-"""Long work in parts: few batch sizes, for each of them is compiled once."""
+"""Batched evaluation with few batch sizes, since each is compiled once."""
 
 import keras
 import numpy as np
@@ -52,7 +52,7 @@ class Still(keras.utils.PyDataset):
 
 
 def in_batches(fn, arguments, empty_shape, verbose="auto"):
-    """`fn(*arguments)` for arrays of any length, in parts, with a progress bar.
+    """`fn(*arguments)` for arrays of any length, in batches, with a progress bar.
 
     Parts are filled up to a power of two with copies of their first row, whose results
     are dropped; so `fn`'s result for a row may depend on that row alone.

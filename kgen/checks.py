@@ -1,4 +1,4 @@
-"""Bad input gets an error that says what was expected, what came, and what to do."""
+"""Input validation. Errors give what was expected, what came, and what to do."""
 
 import warnings
 
@@ -221,7 +221,7 @@ def check_temperature(value):
 
 
 def portable(config):
-    """A serialised configuration without names that only PyTorch's Keras knows: there
+    """A serialised configuration without names that only PyTorch's Keras has: there
     an Adam is saved as a private subclass, which other backends load and cannot use."""
     if isinstance(config, dict):
         config = {k: portable(v) for k, v in config.items()}

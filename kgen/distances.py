@@ -22,7 +22,7 @@ def frechet_distance(a, b):
 
     It grows as the sets get smaller, by a term of the order 1/n that depends on the
     data (Binkowski et al. 2018, arXiv:1801.01401, sec. 4): compare equal numbers of
-    images, and say how many.
+    images, and give their number.
 
     Args:
         a, b: features (n, d) and (m, d), two images or more; n and m may be below d.

@@ -1,6 +1,6 @@
 """Devices: one by its name, or several that train together, on the backend's engine.
 
-    kgen.distribute.use("gpu")  # one GPU, or an error that says there is none
+    kgen.distribute.use("gpu")  # one GPU; an error if there is none
     kgen.distribute.use("gpu:4")  # four of them
     kgen.distribute.use(2)  # two of what there is
     kgen.distribute.use("cpu:2")  # two virtual CPUs, to try things out

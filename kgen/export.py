@@ -53,7 +53,7 @@ _EXTRA, _CARD = "assets.extra", "model_card.json"
 
 
 def export(model, path, card=None, warmup=None):
-    """Writes `model` as a SavedModel to the folder `path`, whole or not at all.
+    """Writes `model` as a SavedModel to the folder `path`, atomically.
 
     TensorFlow Serving wants `<model name>/<version number>`; see `next_version`. Of
     several processes that train together, the first writes.

@@ -25,7 +25,7 @@ def prepare(model, x, callbacks, kwargs):
 
     - Data sets that make their own batches keep their order: Keras would shuffle a
       PyDataset's batches by the global random state, which no checkpoint holds.
-    - What has `set_epoch` is told the epoch.
+    - Data with `set_epoch` receive the epoch.
     - Backups are restored now and saved after all other callbacks; their folder is
       locked meanwhile.
     - NaN in a metric is an error, unless another callback sees to it.
@@ -64,7 +64,7 @@ def prepare(model, x, callbacks, kwargs):
 
 
 def _restore(model, x, backups, kwargs):
-    """Where the backup says to go on: sets `initial_epoch`, returns the batch."""
+    """Restores the newest backup: sets `initial_epoch`, returns the batch."""
     backend.together([])  # the first process may be saving still
     first_batch, of = 0, None
     if isinstance(x, Batches):
@@ -88,7 +88,7 @@ _MADE_OF = ("batch_size", "shuffle", "binarize", "seed", "drop_remainder")
 
 
 def adapt(x, **kwargs):
-    """Data as the backend takes them best."""
+    """Data in the form that the backend handles fastest."""
     ours = isinstance(x, (Batches, Still)) or hasattr(x, "shape")
     return backend.adapt(x, **kwargs) if ours else x
 

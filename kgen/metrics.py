@@ -129,8 +129,9 @@ class Distances:
     The last four are of equal numbers of generated and reference images (the floor is
     then what could be reached, a ceiling), the others of the whole reference. Frechet
     distances fall with the number of images: compare those of one `mnist_images`. If
-    there are too few floor images, all are taken, and `mnist_images_floor` says so.
-    The floor is of one draw; of several, `frechet_baseline` gives mean and deviation.
+    there are too few floor images, all are taken, and `mnist_images_floor` is their
+    number. The floor is of one draw; `frechet_baseline` gives mean and deviation of
+    several.
 
     Args:
         features: keras.Model, from float images (B, H, W, C) in 0..1 to (B, d).

@@ -1,4 +1,4 @@
-"""Folders that hold a model: KerasHub's file names, so its users know their way.
+"""Folders that hold a model, with KerasHub's file names.
 
 config.json         the serialised constructor arguments
 metadata.json       versions, parameter count, date, checksums of the two others
@@ -47,7 +47,7 @@ def card(name):
 
 
 def save(model, folder, card=None):
-    """Writes `model` to `folder`, which appears whole; an earlier preset gives way.
+    """Writes `model` to `folder` atomically, in place of an earlier preset.
 
     Args:
         model: a GenerativeModel.

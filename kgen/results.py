@@ -19,7 +19,7 @@ import numpy as np
 
 from kgen import contact_sheet, files
 
-SAMPLES = 10_000  # of a GAN, where a row does not say otherwise
+SAMPLES = 10_000  # of a GAN, unless its row has another number
 BEGIN, END = "<!-- results: make results -->", "<!-- /results -->"
 _LIKELIHOODS = (
     "on the test split",
@@ -64,7 +64,7 @@ def records(folder):
         missing += [k for k in ("training_seconds",) if k not in card["results"]]
         if missing:
             raise ValueError(f"{path} is no recipe's record: it lacks {missing}.")
-        # what the command sets beside: sizes of a network, say, or the backend
+        # further settings of the command, such as the network's size or the backend
         of = [card.get(name) for name in settings]
         of = found.setdefault((*of, *_flags(card, "--seed", "--out")), {})
         old = of.get(card.get("seed"))

@@ -1,6 +1,6 @@
 """What the recipes of GANs share: train several, measure, sample, save.
 
-A GAN has no likelihood to be judged by, and its losses say nothing of quality. So the
+A GAN has no likelihood, and its losses do not measure quality. So the
 last epoch's weights are taken, 10,000 samples are measured against the test images by
 distances over given features, beside the training images' own distance, the floor; and
 several seeds are trained, as one alone tells little.
@@ -77,7 +77,7 @@ def _distances(splits, reference):
 def finish(args, splits, models, seconds, *, alike=True):
     """Measures, samples and saves each of the models, {name: model}; reads the test
     images, once. The first is exported. `alike`: they differ by their seed alone, so
-    that a mean says something."""
+    that a mean is meaningful."""
     import kgen
 
     out = Path(args.out)

@@ -228,7 +228,7 @@ def fit(
 
     `every` so many epochs, pictures are drawn, with so many `samples`. `averaged`: the
     optimizer keeps a moving average of the weights, which is to be validated and kept.
-    Not `best`: the last epoch's weights, for a loss that says nothing of quality.
+    Not `best`: the last epoch's weights, because a GAN's loss does not measure quality.
     `callbacks`: more of them, whose logs go into history.csv.
 
     The state is in `<out>/backup`, from where `--resume` goes on.

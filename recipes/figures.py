@@ -121,7 +121,7 @@ def generator_losses(path):
         label = loss.name.replace("_", "-")
         left.plot(t, value, label=label)
         right.plot(t, np.abs(np.gradient(value, t)), label=label)
-    left.set(xlabel="logit D(G(z))", title="what G descends")
+    left.set(xlabel="logit D(G(z))", title="what G minimizes")
     right.set(xlabel="logit D(G(z))", title="size of its derivative by the logit")
     for axis in (left, right):
         axis.axvspan(-8, -2, color="gray", alpha=0.12)

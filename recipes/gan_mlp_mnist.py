@@ -5,8 +5,8 @@
 After: Goodfellow et al., "Generative Adversarial Nets", NIPS 2014, arXiv:1406.2661.
 Data: mnist, 256 levels: 54,000 train, 6,000 validation, 10,000 test. The last epoch's
     weights are taken; 10,000 samples are measured against the test images, once.
-Published: none by these features (kgen.metrics.mnist_features). The paper's section 3
-    says that log(1 - D(G(z))) saturates early in training: gradient_norms.png shows it.
+Published: none by these features (kgen.metrics.mnist_features). By the paper's
+    section 3, log(1 - D(G(z))) saturates early in training: see gradient_norms.png.
 Ours: the minimax generator's gradient is an order smaller from step 800 on, where D is
     right on 95 % of the images. mnist_frechet_distance 294 (non-saturating) and 355
     (minimax), the training images' own 1.20: both have collapsed to few digits, mostly

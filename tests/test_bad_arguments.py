@@ -1,4 +1,4 @@
-"""Wrong arguments raise a ValueError or TypeError of kgen's own, which says what was
+"""Wrong arguments raise a ValueError or TypeError of kgen's own, with what was
 expected; a seeded fuzz of them."""
 
 import traceback

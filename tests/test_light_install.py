@@ -1,4 +1,4 @@
-"""An environment without TensorFlow: what README says of it, with JAX."""
+"""An environment without TensorFlow: README's promises of it, with JAX."""
 
 import os
 import subprocess

@@ -96,7 +96,7 @@ def test_every_signature_answers_as_the_model_does(
         inputs = exports.requests(model, x, y)["sample"]
         images = client.predict("serving_default", **inputs)
         np.testing.assert_array_equal(images, client.sample(5, 7, inputs.get("label")))
-        none = client.sample(0)  # by what the server says of the signature
+        none = client.sample(0)  # by the server's description of the signature
         assert none.shape == (0, *SHAPE) and none.dtype == "uint8"
 
 

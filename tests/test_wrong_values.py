@@ -10,7 +10,7 @@ KINDS = ["gated", "vae", "gan-critic"]
 
 
 class Stream(keras.utils.PyDataset):
-    """(images, labels) in batches of 16; what `wrong` says is in the third."""
+    """(images, labels) in batches of 16; the third has what `wrong` names."""
 
     def __init__(self, x, y, wrong=None, for_predict=False):
         super().__init__()

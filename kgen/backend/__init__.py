@@ -1,4 +1,4 @@
-"""The seam between kgen and the frameworks: two files per backend, of one outline.
+"""Backend adapters: two files per framework, with the same functions in each.
 
 Computing, in tensorflow.py, jax.py, torch.py:
 
@@ -18,7 +18,7 @@ Computing, in tensorflow.py, jax.py, torch.py:
 
 Devices, in tensorflow_devices.py, jax_devices.py, torch_devices.py:
 
-`adapt(data)`                    data as the backend's `fit` takes them best
+`adapt(data)`                    data in the form that `fit` handles fastest
 `allow_uneven_batches(data, batch_size)`   evaluation, though devices cannot share
                                a batch equally
 `replica_rows(n)`              where in the batch of all devices the images at hand are

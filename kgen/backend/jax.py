@@ -1,4 +1,4 @@
-"""The seam on JAX: the stateful body runs in a `keras.StatelessScope`.
+"""JAX adapter: the stateful body runs in a `keras.StatelessScope`.
 
 Scopes do not inherit from one another, and while `fit` runs, the variables' own values
 are purged. So every nested scope is opened over all of the model's state, read through

@@ -12,8 +12,8 @@ from kgen.batching import Share, Still
 
 
 def adapt(data, uneven=False):
-    """What `fit` is given, as it takes it best here: of kgen.data.Batches a process
-    gets its own part of each batch, other data as they are."""
+    """Data in the form that `fit` handles fastest: of kgen.data.Batches a process
+    gets its own part of each batch; other data are returned unchanged."""
     del uneven
     i, n = process()
     if not hasattr(data, "set_epoch"):

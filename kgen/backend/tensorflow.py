@@ -1,4 +1,4 @@
-"""The seam on TensorFlow: state lives in the variables, gradients come from tapes."""
+"""TensorFlow adapter: state lives in the variables, gradients come from tapes."""
 
 import contextlib
 import functools
@@ -154,7 +154,7 @@ def scan(fn, state, xs):
     def taken(t):
         return tf.nest.pack_sequence_as(xs, [x.read(t) for x in reads])
 
-    # What ys will be, which a loop wants to know, at the price of a second trace.
+    # Shapes and types of ys, which a loop needs, for the price of a second trace.
     given = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape, x.dtype), state)
     row = tf.nest.map_structure(lambda x: tf.TensorSpec(x.shape[1:], x.dtype), xs)
     traced = tf.function(fn, autograph=False).get_concrete_function(given, row)

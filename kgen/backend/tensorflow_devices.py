@@ -7,7 +7,7 @@ import tensorflow as tf
 
 
 def adapt(data, uneven=False):
-    """What `fit` is given, as it takes it best: of kgen.data.Batches a tf.data.Dataset
+    """Data in the form that `fit` handles fastest: of Batches a tf.data.Dataset
     that tunes nothing. Where it does, as in what Keras makes, TensorFlow 2.21 can end
     an epoch by waiting for the tuner to wake, which sleeps longer and longer while an
     epoch lasts. With several workers, int32: they cannot reduce bytes, as Keras does.

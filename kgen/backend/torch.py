@@ -1,4 +1,4 @@
-"""The seam on PyTorch: state lives in the variables, gradients from torch.autograd."""
+"""PyTorch adapter: state lives in the variables, gradients from torch.autograd."""
 
 import contextlib
 

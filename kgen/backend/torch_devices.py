@@ -13,8 +13,8 @@ from kgen.batching import Share
 
 
 def adapt(data, uneven=False):
-    """What `fit` is given, as it takes it best here: of kgen.data.Batches a process
-    gets its own part of each batch, other data as they are."""
+    """Data in the form that `fit` handles fastest: of kgen.data.Batches a process
+    gets its own part of each batch; other data are returned unchanged."""
     del uneven
     i, n = process()
     return Share(data, i, n) if n > 1 and hasattr(data, "set_epoch") else data

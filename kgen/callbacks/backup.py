@@ -20,7 +20,7 @@ class BackupAndRestore(keras.callbacks.Callback):
     """As `keras.callbacks.BackupAndRestore`, exactly, also within an epoch.
 
     A backup holds the weights, the optimizer's state, seed generators and metrics; it
-    appears whole, and the one before it stays until it is there. `fit` restores the
+    is written atomically, and the one before it stays until then. `fit` restores the
     newest that is intact and goes on from the very batch, with what the batches of the
     epoch so far gave the metrics. (Keras' own starts the epoch over; killed between its
     two files, it repeats an epoch.) Within an epoch that wants `kgen.data.Batches`,
@@ -78,7 +78,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def restore(self, model, data=None):
         """Loads the newest intact backup into a compiled model, if there is any. `fit`
-        does it; `data` says, for JSON, what the batches are made of.
+        does it; `data` describes the batches, for JSON.
 
         Returns: (epoch, batch) to go on from, (0, 0) where there is no backup.
         """
@@ -93,7 +93,7 @@ class BackupAndRestore(keras.callbacks.Callback):
         return self.epoch, self.first_batch
 
     def newest(self):
-        """The newest intact backup: its folder, and what it says of itself, a dict of
+        """The newest intact backup: its folder and its metadata, a dict of
         `epoch` and `batch` to go on from; (None, None) where there are none."""
         found = self.backups()
         for path in reversed(found):
@@ -203,7 +203,7 @@ class BackupAndRestore(keras.callbacks.Callback):
 
     def _write(self, folder, about):
         folder.mkdir()
-        # Keras' own: a GenerativeModel's appears whole by itself, in one more step
+        # Keras' own models: GenerativeModel.save_weights is atomic by itself
         keras.Model.save_weights(self.model, folder / _WEIGHTS)
         metrics = [ops.convert_to_numpy(v) for v in self.model.metrics_variables]
         np.savez(folder / _METRICS, *metrics)
@@ -222,7 +222,7 @@ def _variables(model):
 
 
 def _read(path):
-    """What the backup says of itself, or, in words, what is wrong with it."""
+    """The backup's metadata, or a sentence on what is wrong with it."""
     try:
         about = json.loads((path / _ABOUT).read_text())
         for name, expected in about["sha256"].items():

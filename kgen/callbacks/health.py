@@ -38,7 +38,7 @@ class SampleDistances(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self._first = True
         self.distances.check_model(self.model)
-        self.distances.floor(self.n)  # what is wrong is told before the first epoch
+        self.distances.floor(self.n)  # errors come before the first epoch
 
     def on_epoch_end(self, epoch, logs=None):
         values = dict.fromkeys(self.distances.names, float("nan"))
@@ -141,7 +141,7 @@ class CollapseGuard(keras.callbacks.Callback):
       generated ones: after `patience` epochs in a row (not of critics, whose scores
       say no such thing);
     - `n` images of the generator itself (not its average, which begins as one grey
-      image) are all but the same, their standard deviation less than a hundredth of
+      image) are nearly identical, their standard deviation less than a hundredth of
       the range on average over pixels: after `patience` epochs in a row.
 
     Args:

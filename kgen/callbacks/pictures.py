@@ -53,7 +53,7 @@ def _convert_images(images):
 
 
 def save_grid(path, images, levels, columns=None):
-    """Writes `image_grid(...)` as a PNG, whole or not at all; returns the path."""
+    """Writes `image_grid(...)` as a PNG, atomically; returns the path."""
     from PIL import Image
 
     with files.atomic(path) as unfinished:

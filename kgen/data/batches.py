@@ -11,7 +11,7 @@ class Batches(keras.utils.PyDataset):
     """Batches of images in memory that repeat exactly: fit(x), evaluate(x) take it.
 
     What is in batch i is a pure function of (seed, epoch, i): the order of the
-    images and the binarisation draws. `set_epoch` says which epoch it is, so that
+    images and the binarisation draws. `set_epoch` sets the epoch, so that
     a resumed training repeats; without it every end of an epoch moves on by one.
     (`keras.Model.fit` visits the batches in random order unless shuffle=False.)
 
@@ -69,7 +69,7 @@ class Batches(keras.utils.PyDataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch, first_batch=0):
-        """Says which epoch (from 0) the next batches belong to, and how many of its
+        """Sets the epoch (from 0) that the next batches belong to, and how many of its
         batches to leave out: a run that was interrupted has had them."""
         self.epoch, self.first_batch = epoch, first_batch
         count = len(self.images)

@@ -147,7 +147,7 @@ def bernoulli_once(images, source_levels, key, index):
 
 
 def need(module, package):
-    """Imports an optional module, or says which package to install."""
+    """Imports an optional module; an ImportError names the package to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

@@ -60,7 +60,7 @@ class _Indexed:
 
 
 class ArraySource(_Indexed):
-    """Images in memory; `levels` says how many levels an array has, None: find out."""
+    """Images in memory; `levels` is how many levels an array has; None: find out."""
 
     in_memory = True
 

@@ -81,7 +81,7 @@ class GenerativeModel(keras.Model):
 
     def prepare_inputs(self, x, labels=None):
         """(images,) or, for conditional models, (images, labels), as tensors; a
-        ValueError says what is wrong with them."""
+        ValueError if they are wrong."""
         check_images(x, self.image_shape, self.levels)
         labels = self.prepare_labels(labels)
         x = ops.convert_to_tensor(x)
@@ -93,7 +93,7 @@ class GenerativeModel(keras.Model):
 
     def prepare_labels(self, labels):
         """Labels as a tensor, or None: other models have no use for them, whatever the
-        data set carries. A ValueError says what is wrong with them."""
+        data set carries. A ValueError if they are wrong."""
         if self.num_classes is None:
             return None
         check_labels(labels, self.num_classes)
@@ -183,7 +183,7 @@ class GenerativeModel(keras.Model):
         return backend.input_gradient(self, fn, x)
 
     def objective(self, per_image, sample_weight=None):
-        """What a step descends: the mean over the batch of per-image losses (B,), as
+        """Training objective: the mean over the batch of per-image losses (B,), as
         Keras weighs them, and the penalties of the user's own layers."""
         if sample_weight is not None:
             per_image = per_image * ops.cast(sample_weight, per_image.dtype)
@@ -346,12 +346,12 @@ class GenerativeModel(keras.Model):
         return export.export(self, path, **kwargs)
 
     def save(self, filepath, overwrite=True, **kwargs):
-        """As `keras.Model.save`; the file appears whole or not at all."""
+        """As `keras.Model.save`; the file is written atomically."""
         with files.atomic(filepath, replace=overwrite) as path:
             super().save(path, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, **kwargs):
-        """As `keras.Model.save_weights`; the file appears whole or not at all."""
+        """As `keras.Model.save_weights`; the file is written atomically."""
         if kwargs.get("max_shard_size"):  # several files: Keras' own way
             return super().save_weights(filepath, overwrite, **kwargs)
         with files.atomic(filepath, replace=overwrite) as path:

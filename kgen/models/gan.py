@@ -4,21 +4,21 @@
         A. Courville, Y. Bengio. Generative Adversarial Nets. NIPS 2014,
         arXiv:1406.2661
 
-Two networks play against one another: the discriminator D(x), a logit, tells images
-from what the generator makes, G(z), z ~ p(z). Losses and penalties, with their sources,
-are in gan_losses.py, networks in gan_networks.py.
+Two networks are trained against each other: the discriminator D(x), a logit, tells
+images from what the generator makes, G(z), z ~ p(z). Losses and penalties, with their
+sources, are in gan_losses.py, networks in gan_networks.py.
 
-    a step:  `discriminator_steps` times   z drawn, D descends its loss + penalties
-             once                          z drawn anew, G descends its loss
+    a step:  `discriminator_steps` times   z drawn, D minimizes its loss + penalties
+             once                          z drawn anew, G minimizes its loss
 
     gradient penalty   lambda (||grad D(x^)||_2 - 1)^2, x^ = a x + (1 - a) G(z),
                        a ~ U(0, 1) of each image
     R1                 gamma / 2 ||grad D(x)||_2^2
 
-Settled here: D takes real and generated images in separate passes. Both networks are in
-training mode in both steps, so moving statistics of batch normalisation follow each
-training pass: D's two in its own step, one more for each penalty, one in G's; G's one
-in each. `evaluate`, `sample` and the others use them.
+Implementation choices: D takes real and generated images in separate passes. Both
+networks are in training mode in both steps, so moving statistics of batch normalisation
+follow each training pass: D's two in its own step, one more for each penalty, one in
+G's; G's one in each. `evaluate`, `sample` and the others use them.
 
 Shapes: B batch, L latents, (H, W, C) image, K classes.
 """
@@ -79,7 +79,7 @@ class GAN(GenerativeModel):
             (B, K)] to logits (B, 1); of what restrains it, only the arguments count.
 
     Metrics, means over images: `discriminator_loss` without penalties and
-    `generator_loss`, `loss` their sum, which says nothing of quality; D's
+    `generator_loss`, `loss` their sum, no measure of quality; D's
     `accuracy_real` and `accuracy_generated`, or a critic's `critic_difference`,
     D(x) - D(G(z)). Sample weights weigh a row's real image and its generated ones.
 

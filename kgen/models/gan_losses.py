@@ -1,9 +1,9 @@
-"""The losses of the two players, from the discriminator's logits D: (B,) -> (B,); and
-the penalties of D.
+"""The losses of D and G, from the discriminator's logits D: (B,) -> (B,); and the
+penalties of D.
 
-Each class has `discriminator(real, generated)`, what D descends, and
-`generator(generated)`, what G descends; `threshold` is the logit above which D takes an
-image for a real one, or None for a critic, whose scores have no such value.
+Each class has `discriminator(real, generated)`, what D minimizes, and
+`generator(generated)`, what G minimizes. `threshold` is the logit above which D takes
+an image for a real one; None for a critic, whose scores have no such value.
 
 sigma is the logistic function, softplus(t) = log(1 + e^t) = -log sigma(-t), so that no
 logarithm of a probability is taken; all are float32 and finite for logits of +-1e4.
@@ -20,7 +20,7 @@ class Minimax:
     """min_G max_D E log sigma(D(x)) + E log(1 - sigma(D(G(z)))).
 
     I. Goodfellow et al. Generative Adversarial Nets. NIPS 2014, arXiv:1406.2661, eq. 1.
-    G descends log(1 - sigma(D)), whose derivative by D is -sigma(D): next to nothing
+    G minimizes log(1 - sigma(D)), whose derivative by D is -sigma(D): next to nothing
     early in training, once D has learnt to reject what G makes.
     """
 

@@ -107,7 +107,7 @@ class IWAE(VAE):
         return mean, ops.clip(log_var, -20.0, 20.0)
 
     def _of_layers(self, epsilon):
-        """Noise (..., L_1 + ... + L_N), in parts: (..., L_n) each."""
+        """Noise (..., L_1 + ... + L_N), split: (..., L_n) each."""
         ends = np.cumsum(self.latent_dims).tolist()
         return [
             epsilon[..., end - L : end]

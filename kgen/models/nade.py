@@ -16,7 +16,7 @@ Section 2 of Uria et al.; with 2 levels sigmoid(parameters_d) is p(x_d = 1 | x_<
 (3) an image costs O(D H), not O(D^2 H), to score or to draw.
 Unit: nats per image, summed over dimensions.
 
-Scoring knows all of x, so (3) need not be a loop over dimensions. They are taken in
+Scoring has all of x, so (3) need not be a loop over dimensions. They are taken in
 blocks: a_d at the start of a block is that of the block before plus one product with
 W, and within it a triangular mask of k by k in place of one of D by D.
 

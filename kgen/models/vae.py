@@ -15,7 +15,7 @@ exp(log_var)) from the encoder,
     log p(x) >= E log 1/k sum_i p(x | z_i) p(z_i) / q(z_i | x),   z_i ~ q(z | x)   (2)
 
 (1): eq. 3 of Kingma and Welling, the KL in closed form (their appendix B), one z a
-training step. (2): eq. 8 of Burda et al., tight as k grows. Training descends
+training step. (2): eq. 8 of Burda et al., tight as k grows. Training minimizes
 -E_q[log p(x | z)] + beta KL. Unit: nats per image, summed over pixels and latents,
 averaged over images; log p(x) is a probability of integers.
 
@@ -221,7 +221,7 @@ class VAE(GenerativeModel):
     def log_prob(self, x, num_samples=100, labels=None, seed=0, gradients=False):
         """The importance-weighted bound (2) on log p(x), k = num_samples: (B,) nats.
 
-        A function of each image and `seed`. Computed in parts, so memory grows with
+        A function of each image and `seed`. Computed in batches, so memory grows with
         `num_samples` only where gradients are recorded; for whole data sets see
         `kgen.metrics.importance_weighted_bound`.
         """
@@ -321,7 +321,7 @@ class VAE(GenerativeModel):
         return self.likelihood.mean(self._drawn_params(seeds, labels))
 
     def sample_expected(self, n, seed=None, labels=None, verbose="auto"):
-        """E[x | z] for the very z that `sample` draws from the same seed: float32 NumPy
+        """E[x | z] for the same z that `sample` draws from the same seed: float32 NumPy
         (n, H, W, C) in 0..levels-1. Smoother than a sample, and not one."""
         rows = self.requests(n, seed, labels)
         return in_batches(self._draw_expected, rows, self.image_shape, verbose)

@@ -27,7 +27,7 @@ def _docker_runs():
 
 
 def _serve(args):
-    """Becomes the server, if there is one, or Docker's; else says how it is started."""
+    """Runs TensorFlow Serving, or Docker's image of it; else prints how to start it."""
     try:
         print(write_config(args.folder))
     except (ValueError, OSError) as error:

@@ -31,7 +31,7 @@ _HTTP = {
     "UNAVAILABLE": 503,
 }
 
-# What gRPC itself says, where a server would speak of its models.
+# Messages of gRPC itself, not of a server.
 _UNCONNECTED = (
     "failed to connect",
     "DNS resolution failed",

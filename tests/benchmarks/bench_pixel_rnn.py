@@ -32,7 +32,7 @@ STEPS_OF_SCAN = {"RowLSTM": lambda n: n, "DiagonalBiLSTM": lambda n: 2 * n}
 
 def measure(backend, kind, size, what):
     """Milliseconds a step or MiB, in this process."""
-    del backend  # KERAS_BACKEND says it
+    del backend  # KERAS_BACKEND sets it
     import keras
     import numpy as np
 

@@ -30,7 +30,7 @@ HEAD += ["p50 ms", "p95 ms", "p99 ms", "failed"]
 
 
 def inputs_of(described, batch, rng):
-    """Random inputs that a signature takes, by what the server says of them."""
+    """Random inputs that a signature takes, by the server's description of them."""
     inputs = {}
     for name, tensor in described["inputs"].items():
         sizes = [int(dim["size"]) for dim in tensor["tensor_shape"].get("dim", [])]

@@ -1,6 +1,6 @@
-"""Times cases against one another: each measurement in a process of its own, the cases
-in turns, several times over, so that a machine whose speed drifts does so for all. The
-ratio to the baseline is the median of the ratios turn by turn."""
+"""Times cases interleaved, each measurement in a process of its own, several times, so
+that a machine whose speed drifts does so for all. The ratio to the baseline is the
+median of the ratios of each turn."""
 
 import os
 import platform
