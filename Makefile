@@ -62,7 +62,7 @@ serve: $(VENV)/.base
 	$(BIN)/python -m kgen.serving serve
 
 results: $(VENV)/.base
-	$(BIN)/python -m kgen.results --readme README.md --picture recipes/results/families.png
+	$(BIN)/python recipes/report.py --readme README.md --picture recipes/results/families.png
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -27,7 +27,7 @@ if args.backend:
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import kgen
-from kgen.results import runs_of
+from report import runs_of
 
 
 def measure(model, card):

@@ -1,4 +1,4 @@
-"""The tables and the picture that kgen.results makes of the recipes' records."""
+"""The tables and the picture that recipes/report.py makes of the recipes' records."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import kgen
-from kgen import contact_sheet, results
+import report
 
 pytestmark = pytest.mark.once
 
@@ -46,7 +46,7 @@ def record(tmp_path):
 
 def tables(folder, known=None):
     (folder / "published.json").write_text(json.dumps(known or {}))
-    return results.tables(folder, folder / "published.json")
+    return report.tables(folder, folder / "published.json")
 
 
 def row(text, name):
@@ -134,8 +134,8 @@ def test_picture_has_a_row_for_each_recipe(record, tmp_path, rng):
         images = rng.integers(0, 2, (16, 28, 28, 1))
         kgen.callbacks.save_grid(path / "samples.png", images, 2)
     record("without", test_nll_nats=1.0)
-    found = results.records(tmp_path)
-    tiles = contact_sheet.tiles(tmp_path / "b/0/samples.png")[:3]
+    found = report.records(tmp_path)
+    tiles = report.tiles(tmp_path / "b/0/samples.png")[:3]
     assert np.ptp(tiles, axis=(1, 2)).min() > 0
     captions = []
     for name in ("B", "a long name that is wider than it was, two lines"):
@@ -145,7 +145,7 @@ def test_picture_has_a_row_for_each_recipe(record, tmp_path, rng):
             (2, 2, 2, (0, 1)),
             (4, 3, 1, (1, 0)),
         ):
-            made = contact_sheet.draw(found, known, tmp_path / "all.png", 3, columns)
+            made = report.draw_samples(found, known, tmp_path / "all.png", 3, columns)
             page = np.asarray(Image.open(made))
             wide, tall = page.shape[1] - 24 * (across - 1), page.shape[0] // down
             caption = wide // across - 3 * 58
@@ -164,7 +164,7 @@ def test_picture_has_a_row_for_each_recipe(record, tmp_path, rng):
 def test_tiles_are_the_images_of_a_grid(side, n, tmp_path, rng):
     images = rng.integers(0, 2, (n, side, side, 1))
     path = kgen.callbacks.save_grid(tmp_path / "grid.png", images, 2)
-    cells = contact_sheet.tiles(path)
+    cells = report.tiles(path)
     factor = cells.shape[1] // (side + 1)
     assert cells.shape[1:] == (factor * (side + 1),) * 2 + (3,)
     inside = cells[:n, : factor * side : factor, : factor * side : factor, :1]
@@ -186,13 +186,13 @@ def test_strings_of_records_stay_in_their_cell(record, tmp_path):
     _, empty, *lines = text.splitlines()  # the sentence on machines is one line
     assert empty == "" and len(lines) == 4  # head, rule, data set, run
     columns = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
-    assert columns == {len(results._LIKELIHOODS) + 1}
+    assert columns == {len(report._LIKELIHOODS) + 1}
 
 
 def test_wrong_files_raise(record, tmp_path):
     def assert_main_ends(words, *flags):
         with pytest.raises(SystemExit, match=words):
-            results.main([str(tmp_path), *map(str, flags)])
+            report.main([str(tmp_path), *map(str, flags)])
 
     assert_main_ends("No metrics.json")
     folder, readme = record("made", test_nll_nats=1.0), tmp_path / "README.md"
@@ -201,7 +201,7 @@ def test_wrong_files_raise(record, tmp_path):
     assert_main_ends("lacks the markers", "--readme", readme)
     Image.new("L", (20, 20)).save(folder / "samples.png")
     with pytest.raises(ValueError, match="samples.png has no grey lines"):
-        contact_sheet.tiles(folder / "samples.png")
+        report.tiles(folder / "samples.png")
     path = folder / "metrics.json"
     card = json.loads(path.read_text())
     del card["machine"], card["results"]["training_seconds"]
@@ -214,6 +214,6 @@ def test_wrong_files_raise(record, tmp_path):
 
 def test_readme_has_the_tables_of_the_records():
     text = (ROOT / "README.md").read_text()
-    written = text.split(results.BEGIN)[1].split(results.END)[0].strip()
+    written = text.split(report.BEGIN)[1].split(report.END)[0].strip()
     recipes = ROOT / "recipes"
-    assert written == results.tables(recipes / "results", recipes / "published.json")
+    assert written == report.tables(recipes / "results", recipes / "published.json")
