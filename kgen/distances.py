@@ -87,12 +87,12 @@ def _kernel(products, d):
 
 def _kernel_sums(x, y):
     """sum_j k(x_i, y_j), (n,), and sum_i k(x_i, y_j), (m,)."""
-    of_x, of_y = np.empty(len(x)), np.zeros(len(y))
+    row_sums, column_sums = np.empty(len(x)), np.zeros(len(y))
     for rows in _blocks(len(x), len(y)):
         k = _kernel(x[rows] @ y.T, x.shape[1])  # (rows, m)
-        of_x[rows] = k.sum(axis=1)
-        of_y += k.sum(axis=0)
-    return of_x, of_y
+        row_sums[rows] = k.sum(axis=1)
+        column_sums += k.sum(axis=0)
+    return row_sums, column_sums
 
 
 def _kernel_to_others(x):

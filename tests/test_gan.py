@@ -17,8 +17,8 @@ from zoo import LEVELS, SHAPE, cases, derivative, flat, numpy, sequential, tenso
 import kgen
 from kgen import backend
 from kgen.models import GAN
+from kgen.models.gan import Prior, warm_up_decay
 from kgen.models.gan_losses import gradient_penalty, loss_of, norms, r1_penalty
-from kgen.models.gan_parts import Prior, warm_up_decay
 from kgen.optimizers import Alternating
 
 

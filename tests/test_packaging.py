@@ -55,7 +55,7 @@ def test_backend_files_define_the_same_functions(part):
 PRIVATE = [
     (
         "_flatten_layers",
-        "models/own_networks.py",
+        "models/networks.py",
         "all layers of a network: `layers` lists those of models alone",
         "layers/layer.py",
     ),

@@ -70,7 +70,7 @@ def test_networks_are_those_of_the_paper(name, shape, skip, rng):
     again = type(model).from_config(model.get_config())
     assert len(again.skips) == len(model.skips) == 2 * skip
     x, labels = rng.integers(0, 4, (2, *shape)).astype("uint8"), np.array([1, 0])
-    label_biases = [numpy(dense.kernel) for dense in model.of_label]
+    label_biases = [numpy(dense.kernel) for dense in model.label_layers]
     first, bias = weights(model.first)
 
     def pointwise(layer, x):

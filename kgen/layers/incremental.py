@@ -107,8 +107,8 @@ class CausalResnet:
         self.conv = CausalWeightNorm(block.conv)
         self.gates = CausalWeightNorm(block.gates)
         self.link = CausalWeightNorm(block.link) if block.link is not None else None
-        of_label = 0.0 if label is None else block.label(label)
-        self.label = of_label + ops.zeros((1, 1), block.compute_dtype)  # (B, 2F) or 0
+        label_bias = 0.0 if label is None else block.label(label)
+        self.label = label_bias + ops.zeros((1, 1), block.compute_dtype)  # (B, 2F) or 0
 
     def row(self, u, cache, aux=None):
         """u (B, 1, w, F) -> the same, and the cache of the row."""

@@ -93,7 +93,7 @@ class _Scan(layers.Layer):
             dtype=self.dtype_policy,
         )
 
-    def build(self, x_shape, of_label_shape=None):
+    def build(self, x_shape, label_bias_shape=None):
         h = self.units
         self.from_input.build(x_shape)
         open_forget = np.repeat([0.0, 1.0, 0.0, 0.0] * self.directions, h)
@@ -104,9 +104,9 @@ class _Scan(layers.Layer):
         ]
         self.built = True
 
-    def incremental(self, of_label=None):
+    def incremental(self, label_bias=None):
         """The layer for the sampler, with a label's part (B, directions 4h)."""
-        return self.incremental_class(self, of_label)
+        return self.incremental_class(self, label_bias)
 
     def get_config(self):
         own = {"units": self.units, "channels": self.channels}
@@ -121,12 +121,12 @@ class _IncrementalRow:
     what `end_row(state, kept)` makes the next row's state of.
     """
 
-    def __init__(self, layer, of_label=None):
+    def __init__(self, layer, label_bias=None):
         self.units, self.dtype = layer.units, layer.compute_dtype
         self.from_input = layer.from_input.effective_kernel()[0]  # (2, F, 4h)
         self.from_state = ops.cast(layer.from_state[0], self.dtype)  # (3h, 4h)
         bias = layer.from_input.effective_bias()[None, None]
-        self.bias = bias if of_label is None else bias + of_label[:, None]
+        self.bias = bias if label_bias is None else bias + label_bias[:, None]
 
     def no_rows(self, B, W):
         """h and c of the row above, (B, W, h) each."""
@@ -157,12 +157,14 @@ class _IncrementalDiagonal:
     """A Diagonal BiLSTM layer for the sampler. The state that goes right is carried
     from pixel to pixel; the one that goes left is scanned when its row is complete."""
 
-    def __init__(self, layer, of_label=None):
+    def __init__(self, layer, label_bias=None):
         h = self.units = layer.units
         self.dtype = layer.compute_dtype
         kernel = layer.from_input.effective_kernel()[0, 0]  # (F, 8h)
         bias = layer.from_input.effective_bias()[None, None]
-        bias = bias if of_label is None else bias + of_label[:, None]  # (B or 1, 1, 8h)
+        bias = (
+            bias if label_bias is None else bias + label_bias[:, None]
+        )  # (B or 1, 1, 8h)
         self.from_input = kernel[:, : 4 * h], kernel[:, 4 * h :]
         self.bias = bias[..., : 4 * h], bias[..., 4 * h :]
         from_state = [ops.cast(k, self.dtype) for k in layer.from_state]
@@ -186,7 +188,7 @@ class _IncrementalDiagonal:
         return self._above(right, 0), left
 
     def pixel(self, left, name, above, x):
-        sums, of_left_going = above
+        sums, leftward = above
 
         def one_pixel(state, gates):
             h, c = state
@@ -194,7 +196,7 @@ class _IncrementalDiagonal:
 
         gates = x @ self.from_input[0] + sums  # (B, 4h)
         h, _ = left.carry(name, one_pixel, gates)
-        return h + of_left_going, (h, x)
+        return h + leftward, (h, x)
 
     def end_row(self, state, kept):
         """The row's own pass from right to left."""
@@ -215,16 +217,16 @@ class _IncrementalDiagonal:
 
 @keras.saving.register_keras_serializable(package="kgen")
 class RowLSTMLayer(_Scan):
-    """(B, H, W, F) -> h (B, H, W, h); `of_label` (B, 1, 1, 4h) adds to the gates."""
+    """(B, H, W, F) -> h (B, H, W, h); `label_bias` (B, 1, 1, 4h) adds to the gates."""
 
     incremental_class = _IncrementalRow
 
-    def call(self, x, of_label=None):
+    def call(self, x, label_bias=None):
         _, _, W, _ = x.shape
         x = ops.transpose(x, (1, 0, 2, 3))  # (H, B, W, F)
         gates = self.from_input(x)  # (H, B, W, 4h); the rows of any image are alike
-        if of_label is not None:
-            gates = gates + ops.transpose(of_label, (1, 0, 2, 3))
+        if label_bias is not None:
+            gates = gates + ops.transpose(label_bias, (1, 0, 2, 3))
         kernel = ops.convert_to_tensor(self.from_state[0])  # (3h, 4h)
 
         def row(state, gates):
@@ -240,20 +242,20 @@ class RowLSTMLayer(_Scan):
 
 @keras.saving.register_keras_serializable(package="kgen")
 class DiagonalBiLSTMLayer(_Scan):
-    """(B, H, W, F) -> the sum of both directions' h (B, H, W, h); `of_label`
+    """(B, H, W, F) -> the sum of both directions' h (B, H, W, h); `label_bias`
     (B, 1, 1, 8h) is added to the gates."""
 
     directions, taps, columns = 2, 2, (0, 0)
     incremental_class = _IncrementalDiagonal
 
-    def _constant(self, of_label):
+    def _constant(self, label_bias):
         """What is added to the gates at every pixel: (2, B or 1, 1, 4h)."""
         b = ops.reshape(self.from_input.bias, (1, 1, 1, -1))
-        b = b if of_label is None else b + of_label  # (B or 1, 1, 1, 8h)
+        b = b if label_bias is None else b + label_bias  # (B or 1, 1, 1, 8h)
         b = ops.reshape(b, (-1, 2, 1, 4 * self.units))
         return ops.transpose(b, (1, 0, 2, 3))
 
-    def call(self, x, of_label=None):
+    def call(self, x, label_bias=None):
         _, H, W, F = x.shape
         h, T = self.units, H + W - 1
         x = ops.concatenate([x, ops.flip(x, axis=2)], axis=0)  # (2 B, H, W, F)
@@ -264,7 +266,7 @@ class DiagonalBiLSTMLayer(_Scan):
         # Outside of the map gates are zero, and so h and c are: as left of its edge.
         gates = ops.reshape(gates, (T, 2, -1, H, 4 * h))
         on_map = ops.cast(inside(H, W), gates.dtype)  # (T, 1, 1, H, 1)
-        gates = gates + on_map * self._constant(of_label)  # (T, 2, B, H, 4h)
+        gates = gates + on_map * self._constant(label_bias)  # (T, 2, B, H, 4h)
         gates = ops.reshape(gates, (T, -1, H, 4 * h))  # (T, 2 B, H, 4h)
         # 1.0 *: TensorFlow does not stack variables
         kernel = ops.stack([1.0 * k for k in self.from_state])  # (2, 2h, 4h)

@@ -53,6 +53,8 @@ class Autoregressive(GenerativeModel):
     # one by one. Otherwise the likelihood couples them, and pixels are drawn whole.
     channels_in_turn = True
 
+    config_names = ("likelihood",)
+
     def __init__(
         self,
         image_shape,
@@ -89,9 +91,6 @@ class Autoregressive(GenerativeModel):
         self._complete_at = backend.compile_function(
             self, lambda T, *rows: self._complete(*rows, temperature=T)
         )
-
-    def get_config(self):
-        return super().get_config() | {"likelihood": self.likelihood.name}
 
     def params(self, x, labels=None, training=False):
         """The likelihood's parameters at every pixel, in one parallel pass.

@@ -41,6 +41,8 @@ class GenerativeModel(keras.Model):
         **kwargs: `name`, `dtype`, `trainable` of `keras.Model`.
     """
 
+    config_names = ("name", "image_shape", "levels", "num_classes")
+
     def __init__(self, image_shape, levels=2, num_classes=None, **kwargs):
         super().__init__(**kwargs)
         self.image_shape = sizes("image_shape", image_shape)
@@ -62,12 +64,13 @@ class GenerativeModel(keras.Model):
         self._draw = backend.compile_function(self, self.draw)
 
     def get_config(self):
-        return super().get_config() | {
-            "name": self.name,
-            "image_shape": self.image_shape,
-            "levels": self.levels,
-            "num_classes": self.num_classes,
-        }
+        """The constructor's arguments in `config_names`, of this class and of its
+        bases. Each is an attribute; a likelihood or a prior is kept by its name."""
+        classes = reversed(type(self).__mro__)
+        names = [n for cls in classes for n in vars(cls).get("config_names", ())]
+        values = {name: getattr(self, name) for name in names}
+        values = {k: getattr(value, "name", value) for k, value in values.items()}
+        return super().get_config() | values
 
     # Data
 

@@ -58,17 +58,17 @@ class FVBN(Autoregressive):
         self.regression = MaskedDense(units, strict=True, **same)
         self.regression.build((None, self.num_dims))
         if self.num_classes is not None:
-            self.of_labels = layers.Dense(units, use_bias=False, **same)
-            self.of_labels.build((None, self.num_classes))
+            self.label_layer = layers.Dense(units, use_bias=False, **same)
+            self.label_layer.build((None, self.num_classes))
         self.built = True
 
     def params(self, x, labels=None, training=False):
         v = self.scale(ops.reshape(x, (-1, self.num_dims)))  # (B, D)
         degrees = ops.arange(self.num_dims, dtype="int32")
-        of_outputs = ops.repeat(degrees, self.params_per_dim)  # (D P,)
-        out = self.regression(v, degrees, of_outputs)  # (B, D P), eq. 1
+        output_degrees = ops.repeat(degrees, self.params_per_dim)  # (D P,)
+        out = self.regression(v, degrees, output_degrees)  # (B, D P), eq. 1
         if labels is not None:
-            out = out + self.of_labels(self.one_hot(labels))
+            out = out + self.label_layer(self.one_hot(labels))
         return ops.reshape(out, (-1, *self.image_shape[:2], self.num_outputs))
 
     def fill(self, x, u, known_rows, labels=None, temperature=1.0):
@@ -83,7 +83,7 @@ class FVBN(Autoregressive):
         kernel = ops.transpose(kernel, (1, 0, 2))  # (D, its inputs, P)
         b = ops.cast(self.regression.bias, "float32")[None]
         if labels is not None:
-            b = b + ops.cast(self.of_labels(self.one_hot(labels)), "float32")
+            b = b + ops.cast(self.label_layer(self.one_hot(labels)), "float32")
         b = ops.reshape(b, (-1, D, P))  # (1 or B, D, P)
 
         def one_step(d, carry):

@@ -6,7 +6,7 @@
 
 Two networks are trained against each other: the discriminator D(x), a logit, tells
 images from what the generator makes, G(z), z ~ p(z). Losses and penalties, with their
-sources, are in gan_losses.py, networks in gan_networks.py.
+sources, are in gan_losses.py, default networks in networks.py.
 
     a step:  `discriminator_steps` times   z drawn, D minimizes its loss + penalties
              once                          z drawn anew, G minimizes its loss
@@ -27,19 +27,23 @@ import keras
 import numpy as np
 from keras import ops
 
-from kgen import backend, checks, random
+from kgen import backend, random
+from kgen.checks import (
+    boolean,
+    fraction,
+    not_negative,
+    one_of,
+    positive,
+    prepare_latents,
+)
 from kgen.models import gan_losses as losses
 from kgen.models.base import GenerativeModel
-from kgen.models.gan_networks import networks
-from kgen.models.gan_parts import (
-    Prior,
-    check_settings,
-    follow,
-    frozen_copy,
-    limit,
-    warm_up_decay,
+from kgen.models.networks import (
+    deserialize_networks,
+    gan_networks,
+    serialize_networks,
+    symbolic_output,
 )
-from kgen.models.own_networks import deserialize_networks, serialize_networks
 from kgen.optimizers import Alternating
 
 LOSSES = ["discriminator_loss", "generator_loss"]
@@ -54,7 +58,7 @@ class GAN(GenerativeModel):
         image_shape, levels, num_classes: see GenerativeModel.
         latent_dim: L.
         loss: "minimax", "non_saturating", "least_squares", "hinge" or "wasserstein".
-        architecture: "mlp", "dcgan" or "infogan"; see kgen/models/gan_networks.py.
+        architecture: "mlp", "dcgan" or "infogan"; see kgen/models/networks.py.
         width: units of the mlp's layers, a multiple of 5, by default 1200; filters of
             the largest maps of the others, by default 64.
         prior: of z: "normal", N(0, I), or "uniform", on [-1, 1]^L.
@@ -89,6 +93,12 @@ class GAN(GenerativeModel):
         model.fit(images, batch_size=128, epochs=20)
     """
 
+    config_names = (
+        "latent_dim", "architecture", "width", "prior", "gradient_penalty",
+        "r1_penalty", "weight_clip", "spectral_norm", "discriminator_steps", "ema",
+        "gradient_norms",
+    )  # fmt: skip
+
     def __init__(
         self,
         image_shape,
@@ -111,7 +121,7 @@ class GAN(GenerativeModel):
         **kwargs,
     ):
         super().__init__(image_shape, levels, num_classes, **kwargs)
-        checks.positive(latent_dim=latent_dim, discriminator_steps=discriminator_steps)
+        positive(latent_dim=latent_dim, discriminator_steps=discriminator_steps)
         self.latent_dim, self.prior = latent_dim, Prior(prior, latent_dim)
         self.kind = losses.loss_of(loss)
         self.architecture, self.width = architecture, width
@@ -123,7 +133,9 @@ class GAN(GenerativeModel):
         self.discriminator_steps, self.ema = discriminator_steps, ema
         self.gradient_norms = gradient_norms
         self._own_networks = check_settings(self, generator, discriminator)
-        self.generator, self.discriminator = networks(self, generator, discriminator)
+        self.generator, self.discriminator = gan_networks(
+            self, generator, discriminator
+        )
         if weight_clip is not None:
             limit(self.discriminator, weight_clip)
         if ema is not None:
@@ -185,11 +197,11 @@ class GAN(GenerativeModel):
         return ops.cast(self.scale(x), "float32")  # (B, H, W, C) in 0..1
 
     def _discriminator_terms(self, real, generated, labels=None, training=False):
-        on_real = self._logits(real, labels, training)  # (B,)
-        on_generated = self._logits(generated, labels, training)
-        loss = self.kind.discriminator(on_real, on_generated)
-        how_well = losses.measure(self.kind, on_real, on_generated)
-        return {"discriminator_loss": loss} | how_well
+        real_logits = self._logits(real, labels, training)  # (B,)
+        generated_logits = self._logits(generated, labels, training)
+        loss = self.kind.discriminator(real_logits, generated_logits)
+        measures = losses.measure(self.kind, real_logits, generated_logits)
+        return {"discriminator_loss": loss} | measures
 
     def _train_discriminator(self, real, labels, weight):
         def score(x):
@@ -219,8 +231,8 @@ class GAN(GenerativeModel):
             z = self.prior.draw(n, self.seed_generator)  # (B, L)
             generated = self.make(z, labels, training=True)
             logits = self._logits(generated, labels, training=True)
-            of_image = self.kind.generator(logits)  # (B,)
-            return self.objective(of_image, weight), {"generator_loss": of_image}
+            per_image = self.kind.generator(logits)  # (B,)
+            return self.objective(per_image, weight), {"generator_loss": per_image}
 
         return self._minimize(loss, "generator")
 
@@ -282,7 +294,7 @@ class GAN(GenerativeModel):
     def generate(self, z, labels=None, gradients=False):
         """G(z) of latents (B, L) [and labels, (B,) or one for all]: float32
         (B, H, W, C) in 0..levels-1. `gradients`: see GenerativeModel."""
-        z = checks.prepare_latents(z, self.latent_dim)
+        z = prepare_latents(z, self.latent_dim)
         given = [z]
         if self.num_classes is not None:
             one = isinstance(labels, (int, np.integer))
@@ -316,15 +328,106 @@ class GAN(GenerativeModel):
         }
 
     def get_config(self):
-        names = (
-            "latent_dim", "architecture", "width", "gradient_penalty", "r1_penalty",
-            "weight_clip", "spectral_norm", "discriminator_steps", "ema",
-            "gradient_norms",
-        )  # fmt: skip
-        config = super().get_config() | {name: getattr(self, name) for name in names}
-        config |= {"loss": self.kind.name, "prior": self.prior.name}
+        config = super().get_config() | {"loss": self.kind.name}
         return config | serialize_networks(self, self._own_networks)
 
     @classmethod
     def from_config(cls, config):
         return cls(**deserialize_networks(config, "generator", "discriminator"))
+
+
+# Arguments
+
+
+def check_settings(model, generator, discriminator):
+    """Raises a ValueError on arguments of a GAN that cannot be. Returns the names of
+    the networks that are the user's own."""
+    not_negative(gradient_penalty=model.gradient_penalty, r1_penalty=model.r1_penalty)
+    boolean(spectral_norm=model.spectral_norm, gradient_norms=model.gradient_norms)
+    if model.ema is not None:
+        fraction(ema=model.ema)
+    if model.weight_clip is not None and not 0.0 < model.weight_clip < float("inf"):
+        raise ValueError(
+            f"weight_clip must be positive, or None; got {model.weight_clip!r}."
+        )
+    if model.spectral_norm and discriminator is not None:
+        raise ValueError(
+            "spectral_norm is of the discriminators that kgen builds: in your own, "
+            "wrap the layers in kgen.layers.SpectralNorm, and leave spectral_norm out."
+        )
+    own = {"generator": generator, "discriminator": discriminator}
+    return [name for name, network in own.items() if network is not None]
+
+
+class Prior:
+    """p(z) of latents (B, L): "normal", N(0, I), or "uniform", on [-1, 1]^L."""
+
+    def __init__(self, name, latent_dim):
+        one_of("prior", name, ("normal", "uniform"))
+        self.name, self.latent_dim = name, latent_dim
+
+    def draw(self, n, seed):
+        """n of them, from a Keras seed generator."""
+        L = self.latent_dim
+        if self.name == "normal":
+            return random.of_batch(lambda n: keras.random.normal((n, L), seed=seed), n)
+        draw = keras.random.uniform
+        return random.of_batch(lambda n: draw((n, L), -1.0, 1.0, seed=seed), n)
+
+    def of(self, seeds):
+        """One for each seed, int32 (B, 2), and from nothing else."""
+        if self.name == "normal":
+            return random.normals(seeds, self.latent_dim, stream=1)
+        return 2.0 * random.uniforms(seeds, self.latent_dim, 1) - 1.0
+
+
+# Weights: clipped, averaged
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class Clip(keras.constraints.Constraint):
+    """Weights clipped to [-limit, limit]."""
+
+    def __init__(self, limit):
+        self.limit = limit
+
+    def __call__(self, w):
+        return ops.clip(w, -self.limit, self.limit)
+
+    def get_config(self):
+        return {"limit": self.limit}
+
+
+def limit(network, c):
+    """Has optimizers clip the network's weights to [-c, c] after each step."""
+    for v in network.trainable_variables:
+        if v.constraint is not None and not isinstance(v.constraint, Clip):
+            raise ValueError(
+                f"weight_clip would take the place of the constraint of {v.path}: "
+                "leave out one of the two."
+            )
+        v.constraint = Clip(c)
+
+
+def frozen_copy(network, source, num_classes):
+    """A network of the same layers and weights, which nothing trains."""
+    copy = type(network).from_config(network.get_config())
+    symbolic_output(copy, source, num_classes)  # builds subclassed models
+    copy.set_weights(network.get_weights())
+    copy.trainable = False
+    return copy
+
+
+def warm_up_decay(decay, steps):
+    """min(decay, (1 + t) / (10 + t)) after t steps, a scalar of the backend: the decay
+    of TensorFlow's `tf.train.ExponentialMovingAverage` with `num_updates`. So an
+    average soon leaves the weights that it began with: of a decay of 0.999, after 100
+    steps they have a share of 2e-12, where the plain average keeps 0.90."""
+    t = ops.cast(steps, "float32")
+    return ops.minimum(decay, (1.0 + t) / (10.0 + t))
+
+
+def follow(average, network, m):
+    """Moves the weights of a copy to m times themselves + (1 - m) times network's."""
+    for v, w in zip(average.weights, network.weights, strict=True):
+        v.assign(m * v + (1.0 - m) * w)

@@ -90,8 +90,8 @@ class GatedBlock(layers.Layer):
             filters, (0, 0), (0, 0), mask="B", name="out", **masked
         )
         if num_classes:
-            of_label = {"use_bias": False, "name": "label"}
-            self.label = layers.Dense(4 * filters, **of_label, **dtype)
+            options = {"use_bias": False, "name": "label"}
+            self.label = layers.Dense(4 * filters, **options, **dtype)
 
     def build(self, v_shape, h_shape, label_shape=None):
         self.vertical.build(v_shape)
@@ -106,8 +106,8 @@ class GatedBlock(layers.Layer):
         v = self.vertical(v)  # (B, H, W, 2F)
         gates = self.horizontal(h) + self.link(v)  # (B, H, W, 2F)
         if label is not None:
-            of_v, of_h = ops.split(self.label(label)[:, None, None], 2, axis=-1)
-            v, gates = v + of_v, gates + of_h  # (B, H, W, 2F)
+            v_bias, h_bias = ops.split(self.label(label)[:, None, None], 2, axis=-1)
+            v, gates = v + v_bias, gates + h_bias  # (B, H, W, 2F)
         out = self.out(gate(gates))  # (B, H, W, F)
         return gate(v), out if self.first else h + out
 
@@ -142,8 +142,8 @@ class _IncrementalBlock:
         self.out = Pointwise(block.out)
         self.bias_h, self.label_v = block.horizontal.effective_bias(), 0.0
         if label is not None:
-            of_v, of_h = ops.split(block.label(label)[:, None, None], 2, axis=-1)
-            self.label_v, self.bias_h = of_v, self.bias_h + of_h
+            v_bias, h_bias = ops.split(block.label(label)[:, None, None], 2, axis=-1)
+            self.label_v, self.bias_h = v_bias, self.bias_h + h_bias
 
     def no_rows(self, B, W):
         """The inputs of the vertical convolution above the current row."""
@@ -188,6 +188,11 @@ class GatedPixelCNN(Autoregressive):
         model.compile(keras.optimizers.Adam(1e-3))
         model.fit(images, validation_data=held_out, epochs=20)
     """
+
+    config_names = (
+        "filters", "num_blocks", "kernel_size", "first_kernel_size",
+        "head_filters",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -243,15 +248,6 @@ class GatedPixelCNN(Autoregressive):
 
     def incremental(self, label):
         return _Incremental(self, label)
-
-    def get_config(self):
-        return super().get_config() | {
-            "filters": self.filters,
-            "num_blocks": self.num_blocks,
-            "kernel_size": self.kernel_size,
-            "first_kernel_size": self.first_kernel_size,
-            "head_filters": self.head_filters,
-        }
 
 
 class _Incremental:

@@ -61,6 +61,8 @@ class IWAE(VAE):
 
     _METRICS = ("bound_nats", *VAE._METRICS)
 
+    config_names = ("num_samples", "upper_units")
+
     def __init__(
         self,
         image_shape,
@@ -170,10 +172,6 @@ class IWAE(VAE):
         return z[:, 0]
 
     def get_config(self):
-        config = super().get_config() | {
-            "latent_dim": self.latent_dims,
-            "num_samples": self.num_samples,
-            "upper_units": self.upper_units,
-        }
+        config = super().get_config() | {"latent_dim": self.latent_dims}
         del config["beta"]
         return config

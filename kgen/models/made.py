@@ -70,6 +70,10 @@ class MADE(Autoregressive):
         model.fit(images, validation_data=held_out, epochs=50)
     """
 
+    config_names = (
+        "hidden_units", "num_masks", "ordering", "direct", "activation", "seed",
+    )  # fmt: skip
+
     def __init__(
         self,
         image_shape,
@@ -125,12 +129,8 @@ class MADE(Autoregressive):
                 same.build((None, self.num_classes))
                 self.label_layers.append(same)
 
-    def get_config(self):
-        own = ("hidden_units", "num_masks", "ordering", "direct", "activation", "seed")
-        return super().get_config() | {name: getattr(self, name) for name in own}
-
-    def _of_labels(self, labels):
-        """What labels add to each layer, the outputs last: (B, U) each, or 0."""
+    def _label_biases(self, labels):
+        """Biases from labels for each layer, the outputs last: (B, U) each, or 0."""
         if labels is None:
             return [0.0] * len(self.chain)
         return [layer(self.one_hot(labels)) for layer in self.label_layers]
@@ -141,17 +141,17 @@ class MADE(Autoregressive):
 
     def params(self, x, labels=None, training=False, mask=0):
         """As `Autoregressive.params`, of the mask of index `mask`, an int32 scalar."""
-        of_inputs, *of_hidden = [ops.take(d, mask, axis=0) for d in self._tables()]
-        of_outputs = ops.repeat(of_inputs, self.params_per_dim)  # (D P,)
-        *to_hidden, to_output = self._of_labels(labels)
+        m_in, *m_hidden = [ops.take(d, mask, axis=0) for d in self._tables()]
+        m_out = ops.repeat(m_in, self.params_per_dim)  # (D P,)
+        *hidden_biases, output_bias = self._label_biases(labels)
         v = self.scale(ops.reshape(x, (-1, self.num_dims)))  # (B, D)
-        h, below = v, of_inputs
+        h, below = v, m_in
         *hidden, last = self.chain
-        for layer, own, added in zip(hidden, of_hidden, to_hidden, strict=True):
-            h, below = self.activate(layer(h, below, own) + added), own  # (B, U), eq. 1
-        out = last(h, below, of_outputs) + to_output  # (B, D P), eq. 2
+        for layer, m, bias in zip(hidden, m_hidden, hidden_biases, strict=True):
+            h, below = self.activate(layer(h, below, m) + bias), m  # (B, U), eq. 1
+        out = last(h, below, m_out) + output_bias  # (B, D P), eq. 2
         if self.direct:
-            out = out + self.direct_layer(v, of_inputs, of_outputs)
+            out = out + self.direct_layer(v, m_in, m_out)
         return ops.reshape(out, (-1, *self.image_shape[:2], self.num_outputs))
 
     # Densities
@@ -233,60 +233,60 @@ class MADE(Autoregressive):
         known = known * (self.num_dims // self.image_shape[0])  # (1 or B, 1)
         if masks is None:
             masks = ops.zeros_like(given[:, 0])
-        of_inputs, *of_hidden = [ops.take(d, masks, axis=0) for d in self._tables()]
-        order = ops.argsort(of_inputs, axis=-1)  # (B, D)
+        m_in, *m_hidden = [ops.take(d, masks, axis=0) for d in self._tables()]
+        order = ops.argsort(m_in, axis=-1)  # (B, D)
         dims = ops.arange(self.num_dims, dtype="int32")
-        into, between, out_of = self._kernels()
+        W_in, W_hidden, V = self._kernels()
         pre, outputs = self._biases(labels, ops.zeros_like(u[:, :1]))
 
         def one_step(t, carry):
-            x, heard, pre = carry  # (B, D), (B, U), of each layer (B, U)
+            x, activations, pre = carry  # (B, D), (B, U), of each layer (B, U)
             j = ops.take(order, t, axis=1)[:, None]  # (B, 1), the dimension in turn
-            seen = ops.concatenate([heard, self._scale(x)], axis=-1)  # (B, U + D)
-            seen = seen[:, : out_of.shape[-1]]  # without direct connections, (B, U)
-            params = ops.matmul(ops.take(out_of, j[:, 0], axis=0), seen[..., None])
+            seen = ops.concatenate([activations, self._scale(x)], axis=-1)  # (B, U + D)
+            seen = seen[:, : V.shape[-1]]  # without direct connections, (B, U)
+            params = ops.matmul(ops.take(V, j[:, 0], axis=0), seen[..., None])
             params = params[..., 0] + _at(outputs, j[..., None])[:, 0]  # eq. 2, (B, P)
             u_j = _at(u, j)[..., None, None]  # an image of one pixel
             drawn = self.likelihood.draw(params[:, None, None], u_j, temperature)
             drawn = drawn[..., 0, 0]
             x_j = ops.where(j < known, _at(given, j), drawn)  # (B, 1)
-            says = self._scale(x_j) * ops.take(into, j[:, 0], axis=0)
-            pre, says = self._pass_on(says, pre, of_hidden, between, degree=t + 1)
+            change = self._scale(x_j) * ops.take(W_in, j[:, 0], axis=0)
+            pre, change = self._pass_on(change, pre, m_hidden, W_hidden, degree=t + 1)
             x = ops.where(ops.equal(dims, j), x_j, x)  # later ones are zero, unseen
-            return x, heard + says, pre
+            return x, activations + change, pre
 
         carry = ops.zeros_like(given), ops.zeros_like(pre[-1]), pre
         x, _, _ = ops.fori_loop(0, self.num_dims, one_step, carry)
         return ops.reshape(x, (-1, *self.image_shape))
 
-    def _pass_on(self, says, pre, of_hidden, between, degree):
-        """Eq. 1 for what the units of a degree add, from layer to layer: the layers'
-        pre-activations, and what the last one says, (B, U) each."""
+    def _pass_on(self, change, pre, m_hidden, W_hidden, degree):
+        """Eq. 1 for the units of a degree, from layer to layer: the layers'
+        pre-activations, and the change of the last one's activations, (B, U) each."""
         pre = list(pre)
-        for i, degrees in enumerate(of_hidden):
-            pre[i] = pre[i] + (ops.matmul(says, between[i - 1]) if i else says)
-            says = ops.where(degrees == degree, self.activate(pre[i]), 0.0)
-        return tuple(pre), says
+        for i, degrees in enumerate(m_hidden):
+            pre[i] = pre[i] + (ops.matmul(change, W_hidden[i - 1]) if i else change)
+            change = ops.where(degrees == degree, self.activate(pre[i]), 0.0)
+        return tuple(pre), change
 
     def _scale(self, x):
         return ops.cast(self.scale(x), "float32")
 
     def _kernels(self):
-        """Into the first layer (D, U), between layers, and, by output, out of the last
-        layer [and the inputs]: (D, P, U [+ D])."""
+        """W of the first layer (D, U) and of later ones (U, U); by output, V of the
+        last layer [and A of the inputs]: (D, P, U [+ D])."""
         kernels = [ops.cast(layer.kernel, "float32") for layer in self.chain]
-        into, *between, out_of = kernels
+        W_in, *W_hidden, V = kernels
         if self.direct:
             direct = ops.cast(self.direct_layer.kernel, "float32")
-            out_of = ops.concatenate([out_of, direct], axis=0)
-        out_of = ops.reshape(out_of, (-1, self.num_dims, self.params_per_dim))
-        return into, between, ops.transpose(out_of, (1, 2, 0))
+            V = ops.concatenate([V, direct], axis=0)
+        V = ops.reshape(V, (-1, self.num_dims, self.params_per_dim))
+        return W_in, W_hidden, ops.transpose(V, (1, 2, 0))
 
     def _biases(self, labels, zeros):
-        """What layers (B, U) and outputs (B, D, P) are without inputs; zeros (B, 1)."""
+        """Biases of layers (B, U) and outputs (B, D, P), with labels; zeros (B, 1)."""
         *hidden, outputs = [
             zeros + ops.cast(layer.bias, "float32") + ops.cast(added, "float32")
-            for layer, added in zip(self.chain, self._of_labels(labels), strict=True)
+            for layer, added in zip(self.chain, self._label_biases(labels), strict=True)
         ]
         outputs = ops.reshape(outputs, (-1, self.num_dims, self.params_per_dim))
         return tuple(hidden), outputs

@@ -59,6 +59,8 @@ class NADE(Autoregressive):
         model.fit(images, validation_data=held_out, epochs=50)
     """
 
+    config_names = ("units", "activation")
+
     def __init__(
         self,
         image_shape,
@@ -90,16 +92,10 @@ class NADE(Autoregressive):
         self.b = self.add_weight(shape=(D, P), name="b", **zeros)
         if self.num_classes is not None:
             no_bias = {"use_bias": False, "dtype": self.dtype_policy}
-            self.hidden_of_labels = layers.Dense(U, **no_bias)
-            self.outputs_of_labels = layers.Dense(D * P, **no_bias)
-            for layer in (self.hidden_of_labels, self.outputs_of_labels):
+            self.hidden_label_layer = layers.Dense(U, **no_bias)
+            self.output_label_layer = layers.Dense(D * P, **no_bias)
+            for layer in (self.hidden_label_layer, self.output_label_layer):
                 layer.build((None, self.num_classes))
-
-    def get_config(self):
-        return super().get_config() | {
-            "units": self.units,
-            "activation": self.activation,
-        }
 
     def _biases(self, labels):
         """c and b_d, of each label: float32 (1 or B, U) and (1 or B, D, P)."""
@@ -107,9 +103,9 @@ class NADE(Autoregressive):
         if labels is None:
             return c, b
         one_hot = self.one_hot(labels)
-        of_outputs = ops.cast(self.outputs_of_labels(one_hot), "float32")
-        of_hidden = ops.cast(self.hidden_of_labels(one_hot), "float32")
-        return c + of_hidden, b + ops.reshape(of_outputs, (-1, *b.shape[1:]))
+        label_outputs = ops.cast(self.output_label_layer(one_hot), "float32")
+        label_hidden = ops.cast(self.hidden_label_layer(one_hot), "float32")
+        return c + label_hidden, b + ops.reshape(label_outputs, (-1, *b.shape[1:]))
 
     def params(self, x, labels=None, training=False):
         D, U, P = self.num_dims, self.units, self.params_per_dim

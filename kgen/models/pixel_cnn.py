@@ -52,6 +52,11 @@ class PixelCNN(Autoregressive):
         model.fit(images, validation_data=held_out, epochs=20)
     """
 
+    config_names = (
+        "filters", "num_blocks", "kernel_size", "first_kernel_size",
+        "head_filters",
+    )  # fmt: skip
+
     def __init__(
         self,
         image_shape,
@@ -88,12 +93,12 @@ class PixelCNN(Autoregressive):
             self._causal(head_filters, 1, 2 * filters),
             self._causal(self.num_outputs, 1, head_filters),
         ]
-        self.of_label = []
+        self.label_layers = []
         if num_classes:
             for width in (2 * filters, *[filters] * num_blocks):
                 dense = layers.Dense(width, use_bias=False, dtype=self.dtype_policy)
                 dense.build((None, num_classes))
-                self.of_label.append(dense)
+                self.label_layers.append(dense)
         self.built = True
 
     def _causal(self, filters, kernel_size, inputs, mask="B"):
@@ -107,12 +112,12 @@ class PixelCNN(Autoregressive):
         return layer
 
     def params(self, x, labels=None, training=False):
-        of_label = [0.0] * (1 + self.num_blocks)
+        label_biases = [0.0] * (1 + self.num_blocks)
         if labels is not None:
             label = self.one_hot(labels)[:, None, None]  # (B, 1, 1, K)
-            of_label = [dense(label) for dense in self.of_label]
-        h = self.first(self.scale(x)) + of_label[0]  # (B, H, W, 2h)
-        for (down, conv, up), bias in zip(self.blocks, of_label[1:], strict=True):
+            label_biases = [dense(label) for dense in self.label_layers]
+        h = self.first(self.scale(x)) + label_biases[0]  # (B, H, W, 2h)
+        for (down, conv, up), bias in zip(self.blocks, label_biases[1:], strict=True):
             inner = down(ops.relu(h))  # (B, H, W, h)
             inner = conv(ops.relu(inner)) + bias  # (B, H, W, h)
             h = h + up(ops.relu(inner))  # (B, H, W, 2h)
@@ -122,15 +127,6 @@ class PixelCNN(Autoregressive):
 
     def incremental(self, label):
         return _Incremental(self, label)
-
-    def get_config(self):
-        return super().get_config() | {
-            "filters": self.filters,
-            "num_blocks": self.num_blocks,
-            "kernel_size": self.kernel_size,
-            "first_kernel_size": self.first_kernel_size,
-            "head_filters": self.head_filters,
-        }
 
 
 class _Incremental:
@@ -143,7 +139,7 @@ class _Incremental:
         self.reach = model.first_kernel_size // 2
         more = [None] * (1 + model.num_blocks)
         if label is not None:
-            more = [dense(label) for dense in model.of_label]
+            more = [dense(label) for dense in model.label_layers]
         convs = [model.first, *(conv for _, conv, _ in model.blocks)]
         self.convs = [Causal(conv, m) for conv, m in zip(convs, more, strict=True)]
         self.around = [(Pointwise(down), Pointwise(up)) for down, _, up in model.blocks]

@@ -80,6 +80,10 @@ class PixelCNNPlusPlus(Autoregressive):
 
     channels_in_turn = False
 
+    config_names = (
+        "filters", "num_blocks", "num_resolutions", "num_mixtures", "dropout",
+    )  # fmt: skip
+
     def __init__(
         self,
         image_shape,
@@ -173,7 +177,7 @@ class PixelCNNPlusPlus(Autoregressive):
 
     def _network(self, x, labels=None, training=False, collect=None):
         label = None if labels is None else self.one_hot(labels)  # (B, K)
-        how = {"label": label, "training": training, "collect": collect}
+        options = {"label": label, "training": training, "collect": collect}
         x = 2.0 * self.scale(x) - 1.0
         x = ops.concatenate([x, ops.ones_like(x[..., :1])], axis=-1)  # (B, H, W, C + 1)
         u, above, left = [conv(x, collect=collect) for conv in self.first]
@@ -181,22 +185,22 @@ class PixelCNNPlusPlus(Autoregressive):
         passed = [(u, ul)]
         for r, blocks in enumerate(self.down):
             if r:
-                of_u, of_ul = self.halve[r - 1]
-                u, ul = of_u(u, collect=collect), of_ul(ul, collect=collect)
+                block_u, block_ul = self.halve[r - 1]
+                u, ul = block_u(u, collect=collect), block_ul(ul, collect=collect)
                 passed.append((u, ul))  # (B, h, w, F) each
-            for of_u, of_ul in blocks:
-                u = of_u(u, **how)
-                ul = of_ul(ul, u, **how)
+            for block_u, block_ul in blocks:
+                u = block_u(u, **options)
+                ul = block_ul(ul, u, **options)
                 passed.append((u, ul))
         u, ul = passed.pop()
         for r, blocks in enumerate(self.up):
             if r:
-                of_u, of_ul = self.doubling[r - 1]
-                u, ul = of_u(u, collect=collect), of_ul(ul, collect=collect)
-            for of_u, of_ul in blocks:
+                block_u, block_ul = self.doubling[r - 1]
+                u, ul = block_u(u, collect=collect), block_ul(ul, collect=collect)
+            for block_u, block_ul in blocks:
                 short_u, short_ul = passed.pop()
-                u = of_u(u, short_u, **how)
-                ul = of_ul(ul, ops.concatenate([u, short_ul], axis=-1), **how)
+                u = block_u(u, short_u, **options)
+                ul = block_ul(ul, ops.concatenate([u, short_ul], axis=-1), **options)
         return self.head(ops.elu(ul), collect=collect)  # (B, H, W, P)
 
     def incremental(self, label):
@@ -246,15 +250,6 @@ class PixelCNNPlusPlus(Autoregressive):
                 self.initialize(*first)
         self.initialized.assign(1)
         return super().fit(x, y, *args, **kwargs)
-
-    def get_config(self):
-        return super().get_config() | {
-            "filters": self.filters,
-            "num_blocks": self.num_blocks,
-            "num_resolutions": self.num_resolutions,
-            "num_mixtures": self.num_mixtures,
-            "dropout": self.dropout,
-        }
 
 
 def first_images(x, y=None, most=256):

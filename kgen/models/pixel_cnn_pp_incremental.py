@@ -115,12 +115,12 @@ class Incremental:
 
     def begin_row(self, rows):
         rows, u_down, u_up = self._row_of_u(rows)
-        above, of_left = self.first[1], self.first[2]
+        above, left_pixel = self.first[1], self.first[2]
         last = rows["image"][:, 1:]  # (B, 1, W, C + 1)
         pads = ((0, 0), (1, 1))
         seen = backend.convolution(last, above.kernel, pads, above.b)[:, 0]
-        seen = seen + of_left.b
-        kernel = of_left.upper  # of the row above, one column to the left
+        seen = seen + left_pixel.b
+        kernel = left_pixel.upper  # of the row above, one column to the left
         seen = seen + backend.convolution(last, kernel, ((0, 0), (1, -1)))[:, 0]
 
         def contexts(blocks, caches):
@@ -236,8 +236,8 @@ class Incremental:
 
     def _down(self, left, first, levels, window, j, due, kept):
         """The way down at a pixel: its features after each block (B, F), and `kept`."""
-        of_left = ops.where(j > 0, self._image(window[:, 0]), 0.0)
-        ul = first + of_left @ self.first[2].taps[0]  # (B, F)
+        left_pixel = ops.where(j > 0, self._image(window[:, 0]), 0.0)
+        ul = first + left_pixel @ self.first[2].taps[0]  # (B, F)
         passed = []
         for r, blocks in enumerate(self.down_ul):
             if r:

@@ -42,6 +42,11 @@ class _PixelRNN(Autoregressive):
 
     layer_class, extra_columns = None, 0
 
+    config_names = (
+        "units", "num_layers", "first_kernel_size", "head_filters",
+        "skip_connections",
+    )  # fmt: skip
+
     def __init__(
         self,
         image_shape,
@@ -80,13 +85,13 @@ class _PixelRNN(Autoregressive):
             self._causal(head_filters, 2 * units),
             self._causal(self.num_outputs, head_filters),
         ]
-        self.of_label = []
+        self.label_layers = []
         if num_classes:
-            of_gates = [s.directions * 4 * units for s in self.scans]
-            for width in (2 * units, *of_gates):
+            gate_widths = [s.directions * 4 * units for s in self.scans]
+            for width in (2 * units, *gate_widths):
                 dense = layers.Dense(width, use_bias=False, dtype=self.dtype_policy)
                 dense.build((None, num_classes))
-                self.of_label.append(dense)
+                self.label_layers.append(dense)
         self.built = True
 
     def _causal(self, filters, inputs, rows=(0, 0), columns=(0, 0), mask="B"):
@@ -98,18 +103,18 @@ class _PixelRNN(Autoregressive):
         return layer
 
     def params(self, x, labels=None, training=False):
-        of_label = [None] * (1 + self.num_layers)
+        label_biases = [None] * (1 + self.num_layers)
         if labels is not None:
             label = self.one_hot(labels)[:, None, None]  # (B, 1, 1, K)
-            of_label = [dense(label) for dense in self.of_label]
+            label_biases = [dense(label) for dense in self.label_layers]
         W = self.image_shape[1]
         x = ops.pad(self.scale(x), [[0, 0], [0, 0], [0, self.extra_columns], [0, 0]])
         x = self.first(x)  # (B, H, W or W + 1, 2h)
         if labels is not None:
-            x = x + of_label[0]
+            x = x + label_biases[0]
         skipped = 0.0
         for i, (scan, up) in enumerate(zip(self.scans, self.ups, strict=True)):
-            h = scan(x, of_label[1 + i])  # (B, H, W, h)
+            h = scan(x, label_biases[1 + i])  # (B, H, W, h)
             x = x + up(h)  # (B, H, W, 2h)
             if self.skip_connections:
                 skipped = skipped + self.skips[i](h)  # (B, H, W, 2h)
@@ -120,15 +125,6 @@ class _PixelRNN(Autoregressive):
 
     def incremental(self, label):
         return _Incremental(self, label)
-
-    def get_config(self):
-        return super().get_config() | {
-            "units": self.units,
-            "num_layers": self.num_layers,
-            "first_kernel_size": self.first_kernel_size,
-            "head_filters": self.head_filters,
-            "skip_connections": self.skip_connections,
-        }
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -186,7 +182,7 @@ class _Incremental:
         self.reach = model.first_kernel_size // 2
         more = [None] * (1 + model.num_layers)
         if label is not None:
-            more = [dense(label) for dense in model.of_label]
+            more = [dense(label) for dense in model.label_layers]
         self.first = Causal(model.first, more[0])
         pairs = zip(model.scans, more[1:], strict=True)
         self.scans = [scan.incremental(m) for scan, m in pairs]

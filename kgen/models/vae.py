@@ -39,8 +39,11 @@ from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
 from kgen.metrics import bits_per_dim, log_mean_weight
 from kgen.models.base import GenerativeModel
-from kgen.models.own_networks import deserialize_networks, serialize_networks
-from kgen.models.vae_networks import networks
+from kgen.models.networks import (
+    deserialize_networks,
+    serialize_networks,
+    vae_networks,
+)
 
 LATENT, _PIXELS = 0, 1  # streams of one seed
 
@@ -76,6 +79,9 @@ class VAE(GenerativeModel):
         model.fit(images, validation_data=held_out, epochs=20)
     """
 
+    config_names = (
+        "latent_dim", "hidden_units", "filters", "activation", "likelihood", "beta",
+    )  # fmt: skip
     _METRICS = ("elbo_nats", "reconstruction_nats", "kl_nats", "bits_per_dim")
 
     def __init__(
@@ -109,7 +115,7 @@ class VAE(GenerativeModel):
         self.beta = beta
         given = {"encoder": encoder, "decoder": decoder}
         self._own_networks = [name for name, network in given.items() if network]
-        self.encoder, self.decoder = networks(
+        self.encoder, self.decoder = vae_networks(
             encoder,
             decoder,
             image_shape=self.image_shape,
@@ -337,15 +343,7 @@ class VAE(GenerativeModel):
         }
 
     def get_config(self):
-        return super().get_config() | {
-            "latent_dim": self.latent_dim,
-            "hidden_units": self.hidden_units,
-            "filters": self.filters,
-            "activation": self.activation,
-            "likelihood": self.likelihood.name,
-            "beta": self.beta,
-            **serialize_networks(self, self._own_networks),
-        }
+        return super().get_config() | serialize_networks(self, self._own_networks)
 
     @classmethod
     def from_config(cls, config):

@@ -1,5 +1,12 @@
-"""The generators and discriminators that a GAN can have by name. Labels enter as
-one-hot vectors: of the generator beside z, of the discriminator as maps of their own.
+"""Default networks of VAEs and GANs, and the check of a user's own.
+
+Labels enter as one-hot vectors: beside z, beside the encoder's flattened maps, and of a
+discriminator as maps of their own.
+
+VAE: strided convolutions, then dense layers, and the same backwards; either kind may be
+empty.
+
+GAN, by name:
 
     mlp      I. Goodfellow et al. Generative Adversarial Nets. NIPS 2014,
              arXiv:1406.2661: rectified layers; maxout layers of 5 pieces with dropout
@@ -10,9 +17,10 @@ one-hot vectors: of the generator beside z, of the discriminator as maps of thei
              networks alone, which are InfoGAN's, without its codes
 
 Differences from the papers: images are in 0..1, of a sigmoid, for DCGAN too (there they
-are in -1..1, of a tanh); labels, which are in none of them, enter as said above.
+are in -1..1, of a tanh); none of them has labels.
 
-Shapes: B batch, L latents, (H, W, C) image, F filters, K classes.
+Shapes: B batch, L latents, (H, W, C) image, P likelihood parameters a pixel, F filters,
+K classes.
 """
 
 import keras
@@ -20,7 +28,124 @@ from keras import layers, ops
 
 from kgen.checks import one_of, positive
 from kgen.layers import Crop, SpectralNorm
-from kgen.models.own_networks import check_network
+
+# A user's own
+
+
+def check_network(name, network, source, num_classes, target):
+    """Raises a ValueError unless `network` maps (B, *source) [and (B, K)] to
+    (B, *target)."""
+    if not isinstance(network, keras.Layer):
+        raise ValueError(f"{name} must be a Keras model; got {network!r}.")
+    given = symbolic_output(network, source, num_classes)
+    if tuple(getattr(given, "shape", ())) != (None, *target):
+        got = getattr(given, "shape", f"{type(given).__name__} of outputs")
+        raise ValueError(f"{name} must give {(None, *target)}; got {got}.")
+
+
+def check_activities(name, network):
+    """Raises a ValueError if a layer has an `activity_regularizer`: a GAN's step runs
+    its networks several times."""
+    for layer in network._flatten_layers():
+        if getattr(layer, "activity_regularizer", None) is not None:
+            raise ValueError(
+                f"{name}: the activity_regularizer of layer '{layer.name}' would count "
+                "differently on each backend; put it into a loss of your own."
+            )
+
+
+def symbolic_output(network, source, num_classes):
+    """The symbolic output for inputs (None, *source) [and labels (None, K)]."""
+    x = keras.KerasTensor((None, *source))
+    x = [x, keras.KerasTensor((None, num_classes))] if num_classes else x
+    try:
+        return network(x)
+    except (ValueError, TypeError) as error:
+        labels = f" and one-hot labels (None, {num_classes})" if num_classes else ""
+        raise ValueError(
+            f"The network '{network.name}' must take {(None, *source)}{labels}; it "
+            f"failed: {error}"
+        ) from error
+
+
+def serialize_networks(model, names):
+    """For `get_config`: {name: configuration} of those that are the user's own."""
+    serialize = keras.saving.serialize_keras_object
+    return {name: serialize(getattr(model, name)) for name in names}
+
+
+def deserialize_networks(config, *names):
+    """For `from_config`: the configuration with its networks made."""
+    own = {name: config[name] for name in names if name in config}
+    make = keras.saving.deserialize_keras_object
+    return config | {name: make(network) for name, network in own.items()}
+
+
+# VAE
+
+
+def vae_networks(encoder, decoder, *, image_shape, latent_dim, num_params, **sizes):
+    """A VAE's encoder and decoder: those given, once checked, or the default ones."""
+    outputs, params = 2 * latent_dim, (*image_shape[:2], num_params)
+    encoder = encoder or build_encoder(image_shape, outputs, **sizes)
+    decoder = decoder or build_decoder(latent_dim, params, **sizes)
+    K = sizes["num_classes"]
+    check_network("encoder", encoder, image_shape, K, (outputs,))
+    check_network("decoder", decoder, (latent_dim,), K, params)
+    return encoder, decoder
+
+
+def build_encoder(
+    image_shape, outputs, *, num_classes, hidden_units, filters, **hidden
+):
+    """Scaled images (B, H, W, C) [and one-hot labels (B, K)] -> (B, outputs).
+
+    `hidden` has the activation and the dtype of the hidden layers.
+    """
+    inputs = [layers.Input(image_shape)]
+    h = inputs[0]  # (B, H, W, C)
+    for width in filters:
+        h = layers.Conv2D(width, 3, 2, padding="same", **hidden)(h)
+    h = layers.Flatten(dtype=hidden["dtype"])(h)
+    if num_classes:
+        inputs.append(layers.Input((num_classes,)))
+        h = layers.Concatenate(dtype=hidden["dtype"])([h, inputs[1]])
+    for units in hidden_units:
+        h = layers.Dense(units, **hidden)(h)
+    h = layers.Dense(outputs, dtype=hidden["dtype"])(h)
+    return keras.Model(inputs, h, name="encoder")
+
+
+def build_decoder(
+    latent_dim, output_shape, *, num_classes, hidden_units, filters, **hidden
+):
+    """z (B, L) [and one-hot labels (B, K)] -> `output_shape`, (B, H, W, P)."""
+    inputs = [layers.Input((latent_dim,))]
+    h = inputs[0]  # (B, L)
+    if num_classes:
+        inputs.append(layers.Input((num_classes,)))
+        h = layers.Concatenate(dtype=hidden["dtype"])(inputs)
+    for units in reversed(hidden_units):
+        h = layers.Dense(units, **hidden)(h)
+    H, W, outputs = output_shape
+    if not filters:
+        h = layers.Dense(H * W * outputs, dtype=hidden["dtype"])(h)
+        h = layers.Reshape(output_shape, dtype=hidden["dtype"])(h)
+        return keras.Model(inputs, h, name="decoder")
+    sizes = [(H, W)]  # the encoder's maps; a stride of 2 rounds up
+    for _ in filters:
+        sizes.append(tuple(-(-side // 2) for side in sizes[-1]))
+    small = (*sizes.pop(), filters[-1])
+    h = layers.Dense(small[0] * small[1] * small[2], **hidden)(h)
+    h = layers.Reshape(small, dtype=hidden["dtype"])(h)
+    for width in reversed((filters[0], *filters[:-1])):
+        h = layers.Conv2DTranspose(width, 3, 2, padding="same", **hidden)(h)
+        h = Crop(sizes.pop(), dtype=hidden["dtype"])(h)
+    h = layers.Conv2D(outputs, 3, padding="same", dtype=hidden["dtype"])(h)
+    return keras.Model(inputs, h, name="decoder")
+
+
+# GAN
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -40,7 +165,7 @@ class Maxout(layers.Layer):
         return super().get_config() | {"pieces": self.pieces}
 
 
-def networks(model, generator, discriminator):
+def gan_networks(model, generator, discriminator):
     """A GAN's networks: those given, once checked, or those it names."""
     one_of("architecture", model.architecture, ("mlp", "dcgan", "infogan"))
     mlp = model.architecture == "mlp"
@@ -61,6 +186,8 @@ def networks(model, generator, discriminator):
         discriminator = getattr(builder, model.architecture)()
     check_network("generator", generator, (model.latent_dim,), K, shape)
     check_network("discriminator", discriminator, shape, K, (1,))
+    check_activities("generator", generator)
+    check_activities("discriminator", discriminator)
     return generator, discriminator
 
 
@@ -97,8 +224,8 @@ class Generator:
         C = self.image_shape[-1]
         for size, width in zip(maps, [*filters, C], strict=True):
             last = size == maps[-1]
-            how = {"activation": "sigmoid"} if last else {"use_bias": False}
-            h = layers.Conv2DTranspose(width, kernel_size, 2, **how, **same)(h)
+            options = {"activation": "sigmoid"} if last else {"use_bias": False}
+            h = layers.Conv2DTranspose(width, kernel_size, 2, **options, **same)(h)
             h = Crop(size, **self.dtype)(h)
             h = h if last else self._normalize(h, slope)
         return self.model(h)
@@ -150,22 +277,22 @@ class Discriminator:
         layer = layer(*args, use_bias=False, **kwargs, **self.dtype)
         return SpectralNorm(layer, **self.dtype)(h)
 
-    def model(self, h, **how):
+    def model(self, h, **options):
         h = layers.Flatten(**self.dtype)(h)
-        h = self._linear(layers.Dense, h, 1, **how)
+        h = self._linear(layers.Dense, h, 1, **options)
         return keras.Model(self.inputs, h, name="discriminator")
 
     def mlp(self):
         h = layers.Flatten(**self.dtype)(self.inputs[0])
         if self.num_classes:
             h = layers.Concatenate(**self.dtype)([h, self.inputs[1]])
-        how = {"kernel_initializer": _uniform(0.005)}
+        options = {"kernel_initializer": _uniform(0.005)}
         for i, rate in enumerate((0.2, 0.5)):
             h = layers.Dropout(rate, seed=i, **self.dtype)(h)
-            h = self._linear(layers.Dense, h, self.width, **how)
+            h = self._linear(layers.Dense, h, self.width, **options)
             h = Maxout(5, **self.dtype)(h)
         h = layers.Dropout(0.5, seed=2, **self.dtype)(h)
-        return self.model(h, **how)
+        return self.model(h, **options)
 
     def _image_and_label(self):
         if not self.num_classes:
@@ -176,10 +303,10 @@ class Discriminator:
         return layers.Concatenate(**self.dtype)([self.inputs[0], maps])
 
     def _downward(self, widths, kernel_size):
-        how = {"padding": "same", "kernel_initializer": _normal()}
+        options = {"padding": "same", "kernel_initializer": _normal()}
         h = self._image_and_label()
         for i, width in enumerate(widths):
-            h = self._linear(layers.Conv2D, h, width, kernel_size, strides=2, **how)
+            h = self._linear(layers.Conv2D, h, width, kernel_size, strides=2, **options)
             h = self._activate(h, normed=i > 0)
         return h
 
