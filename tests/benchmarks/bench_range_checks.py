@@ -13,7 +13,7 @@ import time
 
 from side_by_side import BACKENDS, take_turns, where, write
 
-ROUNDS, REPEATS = 30, 3
+ROUNDS, REPEATS = 40, 1
 MODELS = {  # the name of a class, its arguments, images of a batch, steps of an epoch
     "VAE": ({"latent_dim": 50}, 100, 60),
     "GatedPixelCNN": ({"filters": 32, "num_blocks": 7}, 16, 2),
@@ -28,7 +28,7 @@ def make(name, checked):
 
     model = getattr(kgen.models, name)((28, 28, 1), **MODELS[name][0])
     if not checked:
-        model._clipped = lambda x, labels: (ops.cast(x, "int32"), labels, ())
+        model._clip = lambda x, labels: (ops.cast(x, "int32"), labels, ())
         model.out_of_range.update_state = lambda: None
     model.compile(keras.optimizers.Adam(1e-3))
     return model
