@@ -57,7 +57,8 @@ class GAN(GenerativeModel):
     Args:
         image_shape, levels, num_classes: see GenerativeModel.
         latent_dim: L.
-        loss: "minimax", "non_saturating", "least_squares", "hinge" or "wasserstein".
+        loss: "minimax", "non_saturating", "least_squares", "hinge" or "wasserstein", or
+            an object of your own; see kgen/models/gan_losses.py.
         architecture: "mlp", "dcgan" or "infogan"; see kgen/models/networks.py.
         width: units of the mlp's layers, a multiple of 5, by default 1200; filters of
             the largest maps of the others, by default 64.
@@ -226,12 +227,18 @@ class GAN(GenerativeModel):
 
         return self._minimize(loss, "discriminator")
 
-    def _train_generator(self, n, labels, weight):
+    def _generator_loss(self, generated, real, labels, training=False):
+        def real_logits():
+            return self._logits(real, labels, training)
+
+        logits = self._logits(generated, labels, training)  # (B,)
+        return losses.generator_loss(self.kind, logits, real_logits)  # (B,)
+
+    def _train_generator(self, real, labels, weight):
         def loss():
-            z = self.prior.draw(n, self.seed_generator)  # (B, L)
+            z = self.prior.draw(ops.shape(real)[0], self.seed_generator)  # (B, L)
             generated = self.make(z, labels, training=True)
-            logits = self._logits(generated, labels, training=True)
-            per_image = self.kind.generator(logits)  # (B,)
+            per_image = self._generator_loss(generated, real, labels, training=True)
             return self.objective(per_image, weight), {"generator_loss": per_image}
 
         return self._minimize(loss, "generator")
@@ -257,7 +264,7 @@ class GAN(GenerativeModel):
         real = self._real(x)
         for _ in range(self.discriminator_steps):
             terms = self._train_discriminator(real, labels, weight)
-        more = self._train_generator(ops.shape(real)[0], labels, weight)
+        more = self._train_generator(real, labels, weight)
         if self.ema is not None:
             decay = warm_up_decay(self.ema, self._generator_steps())
             follow(self.average, self.generator, decay)
@@ -267,9 +274,9 @@ class GAN(GenerativeModel):
     def test_step(self, data):
         x, labels, weight = self.unpack(data)
         z = self.prior.of(random.image_keys(x))
-        generated = self.make(z, labels)
-        terms = self._discriminator_terms(self._real(x), generated, labels, False)
-        terms["generator_loss"] = self.kind.generator(self._logits(generated, labels))
+        real, generated = self._real(x), self.make(z, labels)
+        terms = self._discriminator_terms(real, generated, labels)
+        terms["generator_loss"] = self._generator_loss(generated, real, labels)
         return self._update_logs(terms, weight)
 
     def evaluate(self, *args, return_dict=True, **kwargs):
@@ -328,12 +335,16 @@ class GAN(GenerativeModel):
         }
 
     def get_config(self):
-        config = super().get_config() | {"loss": self.kind.name}
-        return config | serialize_networks(self, self._own_networks)
+        config = super().get_config() | serialize_networks(self, self._own_networks)
+        if self.kind in losses.LOSSES.values():
+            return config | {"loss": self.kind.name}
+        return config | {"loss": keras.saving.serialize_keras_object(self.kind)}
 
     @classmethod
     def from_config(cls, config):
-        return cls(**deserialize_networks(config, "generator", "discriminator"))
+        own = ["generator", "discriminator"]
+        own += ["loss"] if isinstance(config.get("loss"), dict) else []
+        return cls(**deserialize_networks(config, *own))
 
 
 # Arguments

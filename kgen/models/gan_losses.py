@@ -3,7 +3,10 @@ penalties of D.
 
 Each class has `discriminator(real, generated)`, what D minimizes, and
 `generator(generated)`, what G minimizes. `threshold` is the logit above which D takes
-an image for a real one; None for a critic, whose scores have no such value.
+an image for a real one; None for a critic, whose scores have no such value. A user's
+own loss is an object of the same form, with `get_config` and `from_config`, of a class
+that is registered with Keras; with `relativistic = True` its method is
+`generator(generated, real)`.
 
 sigma is the logistic function, softplus(t) = log(1 + e^t) = -log sigma(-t), so that no
 logarithm of a probability is taken; all are float32 and finite for logits of +-1e4.
@@ -102,24 +105,45 @@ class Wasserstein:
         return -generated
 
 
-def loss_of(name):
-    """The class of losses called `name`."""
-    kinds = (Minimax, NonSaturating, LeastSquares, Hinge, Wasserstein)
-    known = {kind.name: kind for kind in kinds}
-    one_of("loss", name, tuple(known))
-    return known[name]
+_METHODS = ("discriminator", "generator", "get_config", "from_config")
+LOSSES = {
+    kind.name: kind
+    for kind in (Minimax, NonSaturating, LeastSquares, Hinge, Wasserstein)
+}
+
+
+def loss_of(loss):
+    """The class of losses called `loss`; or `loss` itself, an object of a user's."""
+    if not isinstance(loss, str):
+        missing = [name for name in _METHODS if not hasattr(loss, name)]
+        if isinstance(loss, type) or missing:
+            raise ValueError(
+                f"loss must be one of {', '.join(LOSSES)}, or an object with methods "
+                f"{', '.join(_METHODS)}; got {loss!r}."
+            )
+        return loss
+    one_of("loss", loss, tuple(LOSSES))
+    return LOSSES[loss]
+
+
+def generator_loss(kind, generated, real):
+    """G's loss (B,), from logits and, for a loss that compares, a function that gives
+    those of real images."""
+    if getattr(kind, "relativistic", False):
+        return kind.generator(generated, real())
+    return kind.generator(generated)
 
 
 def measures(kind):
-    """Names of what `measured` gives."""
-    if kind.threshold is None:
+    """Names of what `measure` gives."""
+    if getattr(kind, "threshold", None) is None:
         return ["critic_difference"]
     return ["accuracy_real", "accuracy_generated"]
 
 
 def measure(kind, real, generated):
     """How well D tells the two apart, by its logits: {name: (B,)}."""
-    if kind.threshold is None:
+    if getattr(kind, "threshold", None) is None:
         values = [real - generated]
     else:
         right = [real > kind.threshold, generated <= kind.threshold]
