@@ -34,11 +34,11 @@ def assert_few(calls):
     zoo.cases(
         [
             ("fvbn", "log_prob", "params"),
-            ("vae-conditional", "log_prob", "_posterior"),
+            ("vae-conditional", "log_prob", "posterior"),
         ],
         [
             ("made", "logits", "params"),
-            ("vae-conditional", "elbo", "_posterior"),
+            ("vae-conditional", "elbo", "posterior"),
             ("gan", "generate", "make"),
         ],
     ),

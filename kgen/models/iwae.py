@@ -120,7 +120,7 @@ class IWAE(VAE):
         """log p(x | z), and log p(z) - log q(z | x), of z ~ q from standard normals
         (B, k, L_1 + ... + L_N): (B, k) each."""
         noise = self._of_layers(epsilon)  # (B, k, L_n) each
-        mean, log_var = self._posterior(x, labels, training)  # (B, L_1)
+        mean, log_var = self.posterior(x, labels, training)  # (B, L_1)
         mean, log_var = mean[:, None], log_var[:, None]
         z = lowest = self.sampling([mean, log_var], noise[0])  # (B, k, L_1)
         ratio = -gaussian_log_prob(z, mean, log_var)  # (B, k)
@@ -162,7 +162,7 @@ class IWAE(VAE):
         log_px, ratio = self._log_terms(x, labels, epsilon)
         return log_px + ratio
 
-    def _drawn_latents(self, seeds):
+    def draw_latents(self, seeds):
         """z_1 by (1), from the top down: (B, L_1)."""
         epsilon = random.normals(seeds, sum(self.latent_dims), LATENT)[:, None]
         *noise, z = self._of_layers(epsilon)  # (B, 1, L_n) each

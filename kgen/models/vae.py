@@ -133,7 +133,7 @@ class VAE(GenerativeModel):
         self._elbo = backend.few_sizes(elbo)
         self._bound = backend.few_sizes(self._importance_bound)
         self._chunk_sizes = backend.program_sizes()
-        self._encode = backend.few_sizes(self._posterior)
+        self._encode = backend.few_sizes(self.posterior)
         self._decode = backend.few_sizes(self._expected_image)
         self._log_weights = backend.compile_function(
             self, self.log_weights, gradients=True
@@ -164,11 +164,25 @@ class VAE(GenerativeModel):
         """What a network takes: `x`, or with labels also the one-hot of them."""
         return x if labels is None else [x, self.one_hot(labels)]
 
-    def _posterior(self, x, labels=None, training=False):
+    # A subclass may override the next four: another prior, another divergence.
+
+    def posterior(self, x, labels=None, training=False):
         """q(z | x): mean and log_var, float32 (B, L) each."""
         h = self.encoder(self._given(self.scale(x), labels), training=training)
         mean, log_var = ops.split(ops.cast(h, "float32"), 2, axis=-1)
         return mean, ops.clip(log_var, -20.0, 20.0)
+
+    def divergence(self, z, mean, log_var):
+        """KL(q(z | x), p(z)), (B,) nats, in closed form, or an estimate by z ~ q."""
+        return gaussian_kl(mean, log_var)
+
+    def log_prior(self, z):
+        """log p(z) of latents (..., L): (...) nats."""
+        return gaussian_log_prob(z)
+
+    def draw_latents(self, seeds):
+        """z ~ p(z), a function of seeds, int32 (B, 2): (B, L)."""
+        return random.normals(seeds, self.latent_dim, LATENT)
 
     def _params(self, z, labels=None, training=False):
         """The likelihood's parameters p(x | z): (B, H, W, P)."""
@@ -178,11 +192,11 @@ class VAE(GenerativeModel):
 
     def _terms(self, x, labels, epsilon=None, training=False):
         """Per image (B,): what is minimised, and the parts of the ELBO."""
-        mean, log_var = self._posterior(x, labels, training)
+        mean, log_var = self.posterior(x, labels, training)
         z = self.sampling([mean, log_var], epsilon)  # (B, L)
         params = self._params(z, labels, training)
         reconstruction = -self.likelihood.log_prob(params, x)
-        kl = gaussian_kl(mean, log_var)
+        kl = self.divergence(z, mean, log_var)
         elbo = -(reconstruction + kl)
         return {
             "loss": reconstruction + self._kl_weight.value * kl,
@@ -251,10 +265,10 @@ class VAE(GenerativeModel):
             labels: (B,) or None.
         """
         epsilon = random.normals(keys, self.latent_dim, streams)  # (B, k, L)
-        mean, log_var = self._posterior(x, labels)
+        mean, log_var = self.posterior(x, labels)
         mean, log_var = mean[:, None], log_var[:, None]  # (B, 1, L)
         z = self.sampling([mean, log_var], epsilon)  # (B, k, L)
-        ratio = gaussian_log_prob(z) - gaussian_log_prob(z, mean, log_var)  # (B, k)
+        ratio = self.log_prior(z) - gaussian_log_prob(z, mean, log_var)  # (B, k)
         return self._log_px(x, z, labels) + ratio
 
     def _log_px(self, x, z, labels=None, training=False):
@@ -290,7 +304,7 @@ class VAE(GenerativeModel):
     def call(self, inputs, training=False):
         """`reconstruct` for `predict`: images, or (images, labels) if conditional."""
         x, labels, nan = self.call_inputs(inputs)
-        mean, _ = self._posterior(x, labels, training)
+        mean, _ = self.posterior(x, labels, training)
         expected = self.likelihood.mean(self._params(mean, labels, training))
         return expected + nan[:, None, None, None]
 
@@ -311,11 +325,8 @@ class VAE(GenerativeModel):
 
     # Drawing
 
-    def _drawn_latents(self, seeds):
-        return random.normals(seeds, self.latent_dim, LATENT)  # (B, L)
-
     def _drawn_params(self, seeds, labels):
-        return self._params(self._drawn_latents(seeds), labels)
+        return self._params(self.draw_latents(seeds), labels)
 
     def draw(self, seeds, labels=None):
         """x ~ p(x | z), z ~ N(0, I): integers (B, H, W, C)."""
