@@ -86,7 +86,7 @@ class Alternating(keras.optimizers.Optimizer):
     def iterations(self):
         return self.optimizers[0].iterations
 
-    def hand_out(self, model):
+    def assign_variables(self, model):
         """Remembers which network of `model` (an attribute) each variable is of."""
         for network in self.members:
             if not hasattr(model, network):

@@ -13,9 +13,8 @@ Data: mnist or fashion_mnist, 256 levels: 54,000 train, 6,000 validation, 10,000
     with the floor).
 Published: none by these features (kgen.metrics.mnist_features; they are no FID's).
 Ours: Frechet distances, the floor 1.2 on mnist and 0.2 on fashion_mnist; seed 0,
-    TensorFlow, 15 minutes a loss on mnist on cores shared with other work, 3 on
-    fashion_mnist (where the seconds of the record count a quarter of an hour in which
-    the run stood still);
+    TensorFlow, 15 minutes a loss on mnist on cores shared with other work; the seconds
+    recorded for fashion_mnist, 3 minutes a loss, have a pause of 15 minutes among them;
     recipes/results/gan_losses_mnist, gan_losses_fashion_mnist (metrics.json):
 
                  minimax  non-saturating  least squares  hinge  WGAN  WGAN-GP

@@ -149,7 +149,7 @@ class GenerativeModel(keras.Model):
         if optimizer is None:
             raise ValueError("compile: expected an optimizer; got None.")
         if isinstance(optimizer, Alternating):
-            optimizer.hand_out(self)
+            optimizer.assign_variables(self)
         self._given_jit_compile = kwargs.get("jit_compile", "auto")
         super().compile(optimizer=optimizer, **kwargs)
         # The weights are there, so their moments can be: then files always hold both.
