@@ -50,8 +50,9 @@ def main():
     install = [python, "-m", "pip", "install", "--quiet", "--upgrade"]
     subprocess.run([*install, *lines], check=True)
     tests = [f"tests/test_{name}.py" for name in TESTS]
-    # Keras' TensorBoard callback wants TensorFlow, which is not in this environment.
-    select = ["-m", "not exhaustive", "-k", "not follow_keras_callbacks"]
+    # Keras' TensorBoard callback, exports and tfds need TensorFlow, which is not here.
+    left_out = "follow_keras_callbacks or exporting_child or card_numbers"
+    select = ["-m", "not exhaustive", "-k", f"not ({left_out})"]
     command = [python, "-m", "pytest", "-q", *select, *tests]
     environment = {"KERAS_BACKEND": "torch", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=ROOT, env=os.environ | environment).returncode
