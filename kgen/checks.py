@@ -110,7 +110,7 @@ def clip(values, count):
     if dtype not in ("uint8", "uint32", "int64", "uint64"):
         values = ops.cast(values, "int32")  # int8 cannot be compared with 256
     rows = ops.reshape(values, (-1, int(np.prod(values.shape[1:]))))
-    if dtype == "uint8":  # in bytes: 0.06 ms for 100 images on JAX, as int32 0.31 ms
+    if dtype == "uint8":  # as bytes: one reduction, over a quarter of the memory
         most = ops.max(rows, axis=1)
         values = ops.minimum(values, min(count - 1, 255))
         below = ops.zeros_like(most, dtype="bool")

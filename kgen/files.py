@@ -22,12 +22,12 @@ def atomic(path, replace=True):
 
     Args:
         path: Where the result shall be.
-        replace: True: an existing file gives way, a folder does not. False: nothing
-            does. A set of names: a folder that holds nothing else gives way.
+        replace: True: an existing file is replaced, a folder is not. False: nothing
+            is. A set of names: a folder that holds nothing else is replaced.
 
     Raises:
-        FileExistsError: Something is at `path` that does not give way, also if it has
-            come there meanwhile.
+        FileExistsError: Something is at `path` that is not to be replaced, also if
+            it has come there meanwhile.
         PermissionError: The folder of `path` cannot be written to.
     """
     path = check_path("path", path)

@@ -28,7 +28,7 @@ def prepare(model, x, callbacks, kwargs):
     - Data with `set_epoch` receive the epoch.
     - Backups are restored now and saved after all other callbacks; their folder is
       locked meanwhile.
-    - NaN in a metric is an error, unless another callback sees to it.
+    - NaN in a metric is an error, unless another callback handles it.
     """
     if isinstance(callbacks, keras.callbacks.CallbackList):
         callbacks = callbacks.callbacks

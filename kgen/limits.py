@@ -150,10 +150,10 @@ def check_archive(path):
 
 def _read_npy_size(file):
     """The bytes of the array that a .npy file's header claims."""
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format
-    header = read.read_array_header_1_0 if version == (1, 0) else None
-    shape, _, dtype = (header or read.read_array_header_2_0)(file)
+    npy = np.lib.format
+    first = npy.read_magic(file) == (1, 0)
+    read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+    shape, _, dtype = read(file)
     return math.prod(shape) * dtype.itemsize
 
 

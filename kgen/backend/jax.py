@@ -142,8 +142,8 @@ def compile_function(model, fn, gradients=False):
 def program_sizes():
     """A function of a size, such as a batch's, to the size to compute with.
 
-    XLA compiles a program for each size, which takes half a second and up to 35 MB: the
-    first four sizes stay as they are, others become powers of two."""
+    XLA compiles a program for each size, which costs time and memory that is not freed:
+    the first four sizes stay as they are, others become powers of two."""
     sizes = set()
 
     def size_of(n):

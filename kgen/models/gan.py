@@ -46,8 +46,8 @@ from kgen.models.networks import (
 )
 from kgen.optimizers import Alternating
 
-LOSSES = ["discriminator_loss", "generator_loss"]
-NORMS = ["discriminator_gradient_norm", "generator_gradient_norm"]
+LOSS_METRICS = ["discriminator_loss", "generator_loss"]
+NORM_METRICS = ["discriminator_gradient_norm", "generator_gradient_norm"]
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -141,7 +141,9 @@ class GAN(GenerativeModel):
             limit(self.discriminator, weight_clip)
         if ema is not None:
             self.average = frozen_copy(self.generator, (latent_dim,), num_classes)
-        names = LOSSES + losses.measures(self.kind) + NORMS * gradient_norms
+        names = (
+            LOSS_METRICS + losses.measures(self.kind) + NORM_METRICS * gradient_norms
+        )
         self.trackers = [keras.metrics.Mean(name) for name in names]
         generate = backend.compile_function(self, self._generate_images, gradients=True)
         score = backend.compile_function(self, self._score_images, gradients=True)
@@ -281,7 +283,7 @@ class GAN(GenerativeModel):
 
     def evaluate(self, *args, return_dict=True, **kwargs):
         logs = super().evaluate(*args, return_dict=return_dict, **kwargs)
-        shown = [k for k in logs if k not in NORMS] if return_dict else []
+        shown = [k for k in logs if k not in NORM_METRICS] if return_dict else []
         return {k: logs[k] for k in shown} if return_dict else logs
 
     def _update_logs(self, terms, weight):

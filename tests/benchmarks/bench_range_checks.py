@@ -13,7 +13,7 @@ import time
 
 from side_by_side import BACKENDS, take_turns, where, write
 
-ROUNDS, REPEATS = 40, 1
+ROUNDS, REPEATS = 40, 3
 MODELS = {  # the name of a class, its arguments, images of a batch, steps of an epoch
     "VAE": ({"latent_dim": 50}, 100, 60),
     "GatedPixelCNN": ({"filters": 32, "num_blocks": 7}, 16, 2),
