@@ -131,17 +131,9 @@ class OutOfRange(keras.metrics.Metric):
 
     def update_state(self, below, above, labels):
         """Booleans (B,): whether an image has such values, or such a label."""
-        flags = {
-            "all": ops.ones_like(below),
-            "below": below,
-            "above": above,
-            "label": labels,
-        }
-        flags = {name: ops.cast(flag, "float32") for name, flag in flags.items()}
-        flags, weight = backend.replica_metrics(flags, None)
-        weight = 1.0 if weight is None else weight
-        counts = ops.stack([ops.sum(flag * weight) for flag in flags.values()])
-        self.counts.assign(self.counts + counts)
+        flags = ops.stack([ops.ones_like(below), below, above, labels])  # (4, B)
+        counts = ops.sum(ops.cast(flags, "float32"), axis=1)
+        self.counts.assign(self.counts + backend.replica_sum(counts))
 
     def result(self):
         return ops.sum(self.counts[1:])

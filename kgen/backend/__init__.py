@@ -23,7 +23,7 @@ Devices, in tensorflow_devices.py, jax_devices.py, torch_devices.py:
                                a batch equally
 `replica_rows(n)`              where in the batch of all devices the images at hand are
 `replica_mean(values)`, `replica_loss(loss)`, `replica_gradients(gradients)`,
-`replica_metrics(values, weight)`   data-parallel averaging
+`replica_metrics(values, weight)`, `replica_sum(values)`   data-parallel averaging
 `process()`                    which of how many processes that train together
 `together(variables)`          processes wait, and go on from one state
 `check_load()`                 warns of threads that will wait for cores
@@ -74,6 +74,7 @@ replica_mean = _devices.replica_mean
 replica_loss = _devices.replica_loss
 replica_gradients = _devices.replica_gradients
 replica_metrics = _devices.replica_metrics
+replica_sum = _devices.replica_sum
 process = _devices.process
 together = _devices.together
 check_load = _devices.check_load

@@ -83,6 +83,11 @@ def replica_metrics(values, weight):
     return values, weight
 
 
+def replica_sum(values):
+    """Of the global batch as they are."""
+    return values
+
+
 def process():
     """(i, n): this is the i-th of n processes that train together."""
     return jax.process_index(), jax.process_count()

@@ -98,6 +98,11 @@ def replica_metrics(values, weight):
     return values, weight
 
 
+def replica_sum(values):
+    """As they are: metrics' variables are summed over replicas when they are read."""
+    return values
+
+
 def process():
     """(i, n): this is the i-th of n processes that train together."""
     resolver = tf.distribute.get_strategy().cluster_resolver

@@ -77,6 +77,11 @@ def replica_metrics(values, weight):
     return dict(zip(values, means, strict=True)), sums[-1]
 
 
+def replica_sum(values):
+    """The sum over the processes, for a metric's variables."""
+    return values if process()[1] == 1 else _all_reduce(values)
+
+
 def process():
     """(i, n): this is the i-th of n processes that train together."""
     distributed = torch.distributed

@@ -29,7 +29,7 @@ import numpy as np
 from keras import layers, ops
 
 from kgen import backend
-from kgen.layers.shifted import ShiftedConv2D
+from kgen.layers.causal_conv import ShiftedConv2D, with_left
 
 
 def lstm(from_input, from_state, c):
@@ -69,6 +69,12 @@ def shifts(h):
     return ops.reshape(near, (-1, 3 * h_size))
 
 
+def _gate_bias(layer, bias):
+    """The layer's own and a label's (B, .): (1 or B, 1, directions 4h)."""
+    own = layer.from_input.effective_bias()[None, None]
+    return own if bias is None else own + bias[:, None]
+
+
 class _Scan(layers.Layer):
     """What both layers have: K_is as `from_input`, K_ss as `from_state`.
 
@@ -93,7 +99,7 @@ class _Scan(layers.Layer):
             dtype=self.dtype_policy,
         )
 
-    def build(self, x_shape, label_bias_shape=None):
+    def build(self, x_shape, bias_shape=None):
         h = self.units
         self.from_input.build(x_shape)
         open_forget = np.repeat([0.0, 1.0, 0.0, 0.0] * self.directions, h)
@@ -104,129 +110,24 @@ class _Scan(layers.Layer):
         ]
         self.built = True
 
-    def incremental(self, label_bias=None):
-        """The layer for the sampler, with a label's part (B, directions 4h)."""
-        return self.incremental_class(self, label_bias)
+    def compute_output_shape(self, x_shape, bias_shape=None):
+        return (*x_shape[:-1], self.units)
 
     def get_config(self):
         own = {"units": self.units, "channels": self.channels}
         return super().get_config() | own
 
 
-class _IncrementalRow:
-    """A Row LSTM layer for the sampler (kgen/models/incremental.py).
-
-    `above(state)` is what the state of the row above gives to each pixel, `pixel(left,
-    name, above_j, x)` the layer at one, its caches in `left` called `name`: its h, and
-    what `end_row(state, kept)` makes the next row's state of.
-    """
-
-    def __init__(self, layer, label_bias=None):
-        self.units, self.dtype = layer.units, layer.compute_dtype
-        self.from_input = layer.from_input.effective_kernel()[0]  # (2, F, 4h)
-        self.from_state = ops.cast(layer.from_state[0], self.dtype)  # (3h, 4h)
-        bias = layer.from_input.effective_bias()[None, None]
-        self.bias = bias if label_bias is None else bias + label_bias[:, None]
-
-    def no_rows(self, B, W):
-        """h and c of the row above, (B, W, h) each."""
-        return (ops.zeros((B, W, self.units), self.dtype),) * 2
-
-    def no_left(self, B):
-        """The left neighbour's features: (B, F)."""
-        return ops.zeros((B, self.from_input.shape[1]), self.dtype)
-
-    def above(self, state):
-        h, c = state
-        sums = shifts(h) @ self.from_state  # (B W, 4h)
-        return ops.reshape(sums, (-1, h.shape[1], 4 * self.units)) + self.bias, c
-
-    def pixel(self, left, name, above, x):
-        sums, c = above
-        before = left.neighbour(name, x)  # (B, F)
-        gates = before @ self.from_input[0] + x @ self.from_input[1]  # (B, 4h)
-        h, c = lstm(gates, sums, c)
-        return h, (h, c)
-
-    def end_row(self, state, kept):
-        del state
-        return tuple(ops.swapaxes(k, 0, 1) for k in kept)
-
-
-class _IncrementalDiagonal:
-    """A Diagonal BiLSTM layer for the sampler. The state that goes right is carried
-    from pixel to pixel; the one that goes left is scanned when its row is complete."""
-
-    def __init__(self, layer, label_bias=None):
-        h = self.units = layer.units
-        self.dtype = layer.compute_dtype
-        kernel = layer.from_input.effective_kernel()[0, 0]  # (F, 8h)
-        bias = layer.from_input.effective_bias()[None, None]
-        bias = (
-            bias if label_bias is None else bias + label_bias[:, None]
-        )  # (B or 1, 1, 8h)
-        self.from_input = kernel[:, : 4 * h], kernel[:, 4 * h :]
-        self.bias = bias[..., : 4 * h], bias[..., 4 * h :]
-        from_state = [ops.cast(k, self.dtype) for k in layer.from_state]
-        self.above_k = [k[:h] for k in from_state]  # (h, 4h) each
-        self.before_k = [k[h:] for k in from_state]
-
-    def no_rows(self, B, W):
-        """h of the row above, of the state that goes right and that goes left."""
-        return (ops.zeros((B, W, self.units), self.dtype),) * 2
-
-    def no_left(self, B):
-        """h and c of the left neighbour, (B, h) each."""
-        return (ops.zeros((B, self.units), self.dtype),) * 2
-
-    def _above(self, h, which):
-        sums = ops.reshape(h, (-1, self.units)) @ self.above_k[which]
-        return ops.reshape(sums, (-1, h.shape[1], 4 * self.units)) + self.bias[which]
-
-    def above(self, state):
-        right, left = state
-        return self._above(right, 0), left
-
-    def pixel(self, left, name, above, x):
-        sums, leftward = above
-
-        def one_pixel(state, gates):
-            h, c = state
-            return lstm(gates, h @ self.before_k[0], c)
-
-        gates = x @ self.from_input[0] + sums  # (B, 4h)
-        h, _ = left.carry(name, one_pixel, gates)
-        return h + leftward, (h, x)
-
-    def end_row(self, state, kept):
-        """The row's own pass from right to left."""
-        h, x = kept  # (W, B, h), (W, B, F)
-        sums = ops.swapaxes(self._above(state[1], 1), 0, 1)  # (W, B, 4h)
-        gates = ops.reshape(x, (-1, x.shape[-1])) @ self.from_input[1]
-        sums = sums + ops.reshape(gates, ops.shape(sums))
-
-        def one_pixel(state, sums):
-            state_h, c = lstm(sums, state[0] @ self.before_k[1], state[1])
-            return (state_h, c), state_h
-
-        start = self.no_left(ops.shape(h)[1])
-        _, left = backend.scan(one_pixel, start, ops.flip(sums, axis=0))
-        left = ops.flip(left, axis=0)
-        return tuple(ops.swapaxes(k, 0, 1) for k in (h, left))
-
-
 @keras.saving.register_keras_serializable(package="kgen")
 class RowLSTMLayer(_Scan):
-    """(B, H, W, F) -> h (B, H, W, h); `label_bias` (B, 1, 1, 4h) adds to the gates."""
+    """(B, H, W, F) -> h (B, H, W, h); `bias` (B, 4h), of a label, adds to the gates."""
 
-    incremental_class = _IncrementalRow
-
-    def call(self, x, label_bias=None):
+    def call(self, x, bias=None):
         _, _, W, _ = x.shape
         x = ops.transpose(x, (1, 0, 2, 3))  # (H, B, W, F)
         gates = self.from_input(x)  # (H, B, W, 4h); the rows of any image are alike
-        if label_bias is not None:
-            gates = gates + ops.transpose(label_bias, (1, 0, 2, 3))
+        if bias is not None:
+            gates = gates + bias[:, None]
         kernel = ops.convert_to_tensor(self.from_state[0])  # (3h, 4h)
 
         def row(state, gates):
@@ -239,23 +140,45 @@ class RowLSTMLayer(_Scan):
         _, h = backend.scan(row, (zeros, zeros), gates)  # (H, B, W, h)
         return ops.transpose(h, (1, 0, 2, 3))
 
+    # Sampling; see kgen/layers/causal_conv.py
+
+    def start(self, B, W, bias=None):
+        kernel = self.from_input.effective_kernel()  # (1, 2, F, 4h)
+        F, h, dtype = kernel.shape[2], self.units, self.compute_dtype
+        weights = {
+            "from_input": ops.reshape(kernel, (2 * F, 4 * h)),
+            "from_state": ops.cast(self.from_state[0], dtype),  # (3h, 4h)
+            "bias": _gate_bias(self, bias),
+        }
+        states = (ops.zeros((B, W, h), dtype),) * 2  # h and c
+        return {"weights": weights, "rows": states, "left": ops.zeros((B, F), dtype)}
+
+    def above(self, cache):
+        """The state's part of the gates (B, W, 4h), and c (B, W, h)."""
+        weights, (h, c) = cache["weights"], cache["rows"]
+        sums = shifts(h) @ weights["from_state"]  # (B W, 4h)
+        sums = ops.reshape(sums, (-1, h.shape[1], 4 * self.units))
+        return sums + weights["bias"], c
+
+    def step(self, x, cache, width=1):
+        """(w B, F) -> h (w B, h)."""
+        sums, c = cache["above"]
+        near, left = with_left(x, cache["left"], width)  # (w B, 2F)
+        h, c = lstm(near @ cache["weights"]["from_input"], sums, c)
+        return h, {"left": left, "seen": (h, c)}
+
+    def end_row(self, cache):
+        return tuple(ops.swapaxes(state, 0, 1) for state in cache["seen"])
+
 
 @keras.saving.register_keras_serializable(package="kgen")
 class DiagonalBiLSTMLayer(_Scan):
-    """(B, H, W, F) -> the sum of both directions' h (B, H, W, h); `label_bias`
-    (B, 1, 1, 8h) is added to the gates."""
+    """(B, H, W, F) -> the sum of both directions' h (B, H, W, h); `bias` (B, 8h), of a
+    label, is added to the gates."""
 
     directions, taps, columns = 2, 2, (0, 0)
-    incremental_class = _IncrementalDiagonal
 
-    def _constant(self, label_bias):
-        """What is added to the gates at every pixel: (2, B or 1, 1, 4h)."""
-        b = ops.reshape(self.from_input.bias, (1, 1, 1, -1))
-        b = b if label_bias is None else b + label_bias  # (B or 1, 1, 1, 8h)
-        b = ops.reshape(b, (-1, 2, 1, 4 * self.units))
-        return ops.transpose(b, (1, 0, 2, 3))
-
-    def call(self, x, label_bias=None):
+    def call(self, x, bias=None):
         _, H, W, F = x.shape
         h, T = self.units, H + W - 1
         x = ops.concatenate([x, ops.flip(x, axis=2)], axis=0)  # (2 B, H, W, F)
@@ -266,7 +189,9 @@ class DiagonalBiLSTMLayer(_Scan):
         # Outside of the map gates are zero, and so h and c are: as left of its edge.
         gates = ops.reshape(gates, (T, 2, -1, H, 4 * h))
         on_map = ops.cast(inside(H, W), gates.dtype)  # (T, 1, 1, H, 1)
-        gates = gates + on_map * self._constant(label_bias)  # (T, 2, B, H, 4h)
+        bias = ops.reshape(_gate_bias(self, bias), (-1, 2, 1, 4 * h))
+        bias = ops.transpose(bias, (1, 0, 2, 3))  # (2, B or 1, 1, 4h)
+        gates = gates + on_map * bias  # (T, 2, B, H, 4h)
         gates = ops.reshape(gates, (T, -1, H, 4 * h))  # (T, 2 B, H, 4h)
         # 1.0 *: TensorFlow does not stack variables
         kernel = ops.stack([1.0 * k for k in self.from_state])  # (2, 2h, 4h)
@@ -285,3 +210,67 @@ class DiagonalBiLSTMLayer(_Scan):
         right, left = ops.split(ops.reshape(out, (2, -1, H, W, h)), 2)
         left = ops.flip(left[0], axis=2)[:, :-1]  # (B, H - 1, W, h)
         return right[0] + ops.pad(left, [[0, 0], [1, 0], [0, 0], [0, 0]])
+
+    # Sampling; see kgen/layers/causal_conv.py. The state that goes right is carried
+    # from pixel to pixel; the one that goes left is scanned when its row is complete.
+
+    def start(self, B, W, bias=None):
+        h, dtype = self.units, self.compute_dtype
+        kernel = self.from_input.effective_kernel()[0, 0]  # (F, 8h)
+        from_state = [ops.cast(k, dtype) for k in self.from_state]  # (2h, 4h)
+        weights = {
+            "from_input": ops.split(kernel, 2, axis=-1),  # of each direction, as below
+            "bias": ops.split(_gate_bias(self, bias), 2, axis=-1),
+            "above": [k[:h] for k in from_state],  # (h, 4h)
+            "before": [k[h:] for k in from_state],
+        }
+        rows = (ops.zeros((B, W, h), dtype),) * 2  # h of both directions
+        return {"weights": weights, "rows": rows, "left": self._no_state(B)}
+
+    def _no_state(self, B):
+        """h and c beside the map: (B, h) each."""
+        return (ops.zeros((B, self.units), self.compute_dtype),) * 2
+
+    def _from_above(self, cache, direction):
+        """What the row above adds to the gates of a direction: (B, W, 4h)."""
+        weights, h = cache["weights"], cache["rows"][direction]
+        sums = ops.reshape(h, (-1, self.units)) @ weights["above"][direction]
+        sums = ops.reshape(sums, (-1, h.shape[1], 4 * self.units))
+        return sums + weights["bias"][direction]
+
+    def above(self, cache):
+        return self._from_above(cache, 0), cache["rows"][1]
+
+    def step(self, x, cache, width=1):
+        """(w B, F) -> the sum of both h (w B, h)."""
+        weights, (sums, leftward) = cache["weights"], cache["above"]
+
+        def one_pixel(state, gates):
+            h, c = state
+            state = lstm(gates, h @ weights["before"][0], c)
+            return state, state[0]
+
+        gates = x @ weights["from_input"][0] + sums  # (w B, 4h)
+        if width == 1:
+            left, h = one_pixel(cache["left"], gates)
+        else:
+            gates = ops.reshape(gates, (width, -1, 4 * self.units))
+            left, h = backend.scan(one_pixel, cache["left"], gates)  # (w, B, h)
+            h = ops.reshape(h, (-1, self.units))
+        return h + leftward, {"left": left, "seen": (h, x)}
+
+    def end_row(self, cache):
+        """The row's own pass from right to left."""
+        weights, (h, x) = cache["weights"], cache["seen"]  # (W, B, h), (W, B, F)
+        sums = ops.swapaxes(self._from_above(cache, 1), 0, 1)  # (W, B, 4h)
+        gates = ops.reshape(x, (-1, x.shape[-1])) @ weights["from_input"][1]
+        sums = sums + ops.reshape(gates, ops.shape(sums))
+
+        def one_pixel(state, sums):
+            state = lstm(sums, state[0] @ weights["before"][1], state[1])
+            return state, state[0]
+
+        start = self._no_state(ops.shape(h)[1])
+        _, left = backend.scan(one_pixel, start, ops.flip(sums, axis=0))
+        left = ops.flip(left, axis=0)
+        return tuple(ops.swapaxes(k, 0, 1) for k in (h, left))

@@ -16,7 +16,7 @@ Shapes: B batch, H, W map, h = ceil(H / 2), w = ceil(W / 2), F input features.
 import keras
 from keras import layers, ops
 
-from kgen.layers.shifted import convolve
+from kgen.layers.causal_conv import convolve
 
 # Below this a feature counts as constant, as those of the rows above are in an image
 # of one row: it is centred, and its rounding errors are not blown up.

@@ -10,7 +10,7 @@ images, whose unit is the nat: summed over dimensions, averaged over images.
 
 Drawing goes dimension by dimension: by inverse CDF, from one uniform each, so an image
 is a function of its uniforms alone. Convolutional and recurrent families go from pixel
-to pixel over what they have computed (kgen/models/incremental.py), dense ones have a
+to pixel over what they have computed (kgen/models/cached_sampler.py), dense ones have a
 `fill` of their own. For any other causal network there is the naive way, which runs the
 whole of it at each step.
 
@@ -29,14 +29,14 @@ from kgen.checks import check_temperature
 from kgen.likelihoods import LogisticMixture, likelihood_of
 from kgen.metrics import bits_per_dim
 from kgen.models.base import GenerativeModel
-from kgen.models.incremental import sample_rows
+from kgen.models.cached_sampler import CachedNetwork, sample_rows
 
 
 class Autoregressive(GenerativeModel):
     """A model of p(x) as a product of conditionals; see the module for equations.
 
-    Families define `params(x, labels, training)`, the parallel pass to the likelihood's
-    parameters (B, H, W, P), and end their `__init__` with `self.built = True`.
+    Families define `network`, for the parallel pass and the sampler at once, or only
+    `params`, the parallel pass; and end their `__init__` with `self.built = True`.
 
     Args:
         image_shape, levels, num_classes: see GenerativeModel.
@@ -52,6 +52,9 @@ class Autoregressive(GenerativeModel):
     # The network sees the earlier channels of the pixel itself, so channels are drawn
     # one by one. Otherwise the likelihood couples them, and pixels are drawn whole.
     channels_in_turn = True
+
+    # Columns, zero in the image, that the network goes on to on the right
+    extra_columns = 0
 
     config_names = ("likelihood",)
 
@@ -100,6 +103,38 @@ class Autoregressive(GenerativeModel):
             labels: int32 (B,), or None.
 
         Returns: (B, H, W, P), in the policy's compute dtype.
+        """
+        biases = self.label_biases(None if labels is None else self.one_hot(labels))
+        x, W, extra = self.scale(x), self.image_shape[1], self.extra_columns
+        if extra:
+            x = ops.pad(x, [[0, 0], [0, 0], [0, extra], [0, 0]])
+        from_above = self.vertical(x, biases, _whole_map)
+        params = self.network(x, from_above, biases, _whole_map)
+        return params[:, :, :W] if extra else params
+
+    def label_biases(self, label):
+        """What the network's layers are given of the one-hot label (B, K) or None."""
+        del label
+
+    def vertical(self, x, biases, apply):
+        """The layers that see the rows above alone: a nest of what they give to each
+        pixel. See `network`."""
+        del x, biases, apply
+        return ()
+
+    def network(self, x, from_above, biases, apply):
+        """The network, for the parallel pass and for the sampler.
+
+        Args:
+            x: the image, scaled to 0..1: (B, H, W, C), or pixels (..., C) of a step.
+            from_above: as `vertical` returns it.
+            biases: as `label_biases` returns them.
+            apply: `apply(layer, x, bias=None)`, a call of the layer with the whole map,
+                or a step of it. All layers with `step` (kgen/layers) are to go through
+                it, those of mask A with x itself; what else there is sees the features
+                of one pixel alone.
+
+        Returns: the likelihood's parameters (..., P).
         """
         raise NotImplementedError
 
@@ -164,10 +199,11 @@ class Autoregressive(GenerativeModel):
         u = self._uniforms(seeds)
         return self.fill(ops.zeros_like(u, "int32"), u, 0, labels, temperature)
 
-    def incremental(self, label):
-        """The network in the form of `incremental.sample_rows`, given one-hot labels
-        (B, K) or None; or None, if it cannot go from pixel to pixel."""
-        del label
+    def cached_network(self, label, B):
+        """The network in the form of `sample_rows`, given one-hot labels (B, K) or
+        None; or None, if it cannot go from pixel to pixel."""
+        has_network = type(self).network is not Autoregressive.network
+        return CachedNetwork(self, label, B) if has_network else None
 
     def fill(self, x, u, known_rows, labels=None, temperature=1.0):
         """Draws the rows from `known_rows` on, given those above.
@@ -180,7 +216,8 @@ class Autoregressive(GenerativeModel):
 
         Returns: int32 (B, H, W, C).
         """
-        network = self.incremental(None if labels is None else self.one_hot(labels))
+        label = None if labels is None else self.one_hot(labels)
+        network = self.cached_network(label, ops.shape(u)[0])
         if network is None:
             return fill_naively(self, x, u, known_rows, labels, temperature)
         return sample_rows(self, network, x, u, known_rows, temperature)
@@ -243,6 +280,10 @@ class Autoregressive(GenerativeModel):
     def _complete_bytes(self, x, known_rows, seeds, labels=None):
         drawn = self._complete(x, known_rows, seeds, labels)
         return ops.cast(drawn, "uint8")
+
+
+def _whole_map(layer, x, bias=None):
+    return layer(x) if bias is None else layer(x, bias)
 
 
 def fill_naively(model, x, u, known_rows, labels=None, temperature=1.0):

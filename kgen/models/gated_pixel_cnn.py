@@ -33,9 +33,7 @@ from keras import layers, ops
 from kgen import backend
 from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
-from kgen.layers.incremental import Pointwise, flat
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import by_pixel, push
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -102,15 +100,6 @@ class GatedBlock(layers.Layer):
             self.label.build((None, self.num_classes))
         self.built = True
 
-    def call(self, v, h, label=None):
-        v = self.vertical(v)  # (B, H, W, 2F)
-        gates = self.horizontal(h) + self.link(v)  # (B, H, W, 2F)
-        if label is not None:
-            v_bias, h_bias = ops.split(self.label(label)[:, None, None], 2, axis=-1)
-            v, gates = v + v_bias, gates + h_bias  # (B, H, W, 2F)
-        out = self.out(gate(gates))  # (B, H, W, F)
-        return gate(v), out if self.first else h + out
-
     def get_config(self):
         return super().get_config() | {
             "filters": self.filters,
@@ -126,49 +115,6 @@ def gate(x):
     """tanh of the first half of the features times sigmoid of the second (eq. 2)."""
     f, g = ops.split(x, 2, axis=-1)
     return ops.tanh(f) * ops.sigmoid(g)
-
-
-class _IncrementalBlock:
-    """A block that goes from row to row and, within one, from pixel to pixel."""
-
-    def __init__(self, block, label):
-        self.first, self.dtype = block.first, block.compute_dtype
-        self.rows, self.columns = block.vertical.rows, block.vertical.columns
-        self.inputs = block.vertical.kernel.shape[2]
-        vertical = block.vertical
-        self.vertical = vertical.effective_kernel(), vertical.effective_bias()
-        self.horizontal = block.horizontal.effective_kernel()[0]
-        self.link = block.link.effective_kernel()
-        self.out = Pointwise(block.out)
-        self.bias_h, self.label_v = block.horizontal.effective_bias(), 0.0
-        if label is not None:
-            v_bias, h_bias = ops.split(block.label(label)[:, None, None], 2, axis=-1)
-            self.label_v, self.bias_h = v_bias, self.bias_h + h_bias
-
-    def no_rows(self, B, W):
-        """The inputs of the vertical convolution above the current row."""
-        return ops.zeros((B, -self.rows[0], W, self.inputs), self.dtype)
-
-    def no_left(self, B):
-        """The inputs of the horizontal convolution to the left."""
-        return ops.zeros((B, -self.columns[0], self.inputs), self.dtype)
-
-    def begin_row(self, v, cache):
-        """v (B, 1, W, F) -> the next layer's; what the row adds to the horizontal
-        stack's gates (B, W, 2F); and the cache."""
-        window = cache if self.first else ops.concatenate([cache, v], axis=1)
-        kernel, bias = self.vertical
-        pads = ((0, 0), (-self.columns[0], self.columns[1]))
-        v = backend.convolution(window, kernel, pads, bias)  # (B, 1, W, 2F)
-        gates = backend.convolution(v, self.link, ((0, 0), (0, 0))) + self.bias_h
-        cache = cache if self.first else window[:, 1:]
-        return gate(v + self.label_v), gates[:, 0], cache
-
-    def pixel(self, window, above):
-        """The horizontal stack at a pixel, from its own window (B, n, F): (B, F)."""
-        n = min(window.shape[1], self.horizontal.shape[0])
-        gates = flat(window[:, :n], self.horizontal) + above  # (B, 2F)
-        return self.out(gate(gates))
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -237,55 +183,27 @@ class GatedPixelCNN(Autoregressive):
             shape = (None, H, W, head_filters)
         self.built = True
 
-    def params(self, x, labels=None, training=False):
-        label = None if labels is None else self.one_hot(labels)  # (B, K)
-        v = h = self.scale(x)  # (B, H, W, C)
-        for block in self.blocks:
-            v, h = block(v, h, label)  # (B, H, W, F) each
+    def label_biases(self, label):
+        """Of the gates of both stacks, for each block: (B, 2F) each, or None."""
+        if label is None:
+            return [(None, None)] * len(self.blocks)
+        return [ops.split(block.label(label), 2, axis=-1) for block in self.blocks]
+
+    def vertical(self, x, biases, apply):
+        """What the vertical stack adds to the horizontal one's gates, a block each."""
+        v, gates = x, []
+        for block, (v_bias, h_bias) in zip(self.blocks, biases, strict=True):
+            v = apply(block.vertical, v)  # (B, H, W, 2F)
+            gates.append(apply(block.link, v, h_bias))  # (B, H, W, 2F)
+            v = gate(v if v_bias is None else v + v_bias[:, None, None])
+        return gates
+
+    def network(self, x, from_above, biases, apply):
+        h = x
+        for block, gates in zip(self.blocks, from_above, strict=True):
+            gates = apply(block.horizontal, h) + gates  # (B, H, W, 2F)
+            out = apply(block.out, gate(gates))  # (B, H, W, F)
+            h = out if block.first else h + out
         for layer in self.head:
-            h = layer(ops.relu(h))  # (B, H, W, head_filters), then (B, H, W, P)
+            h = apply(layer, ops.relu(h))  # (B, H, W, head_filters), (B, H, W, P)
         return h
-
-    def incremental(self, label):
-        return _Incremental(self, label)
-
-
-class _Incremental:
-    """The network for the sampler: see kgen/models/incremental.py."""
-
-    extra = 0
-
-    def __init__(self, model, label):
-        self.width, self.scale = model.image_shape[1], model.scale
-        self.reach = model.first_kernel_size // 2
-        self.blocks = [_IncrementalBlock(block, label) for block in model.blocks]
-        self.head = [Pointwise(layer) for layer in model.head]
-
-    def start_rows(self, B):
-        return [block.no_rows(B, self.width) for block in self.blocks]
-
-    def begin_row(self, rows):
-        v, above, after = None, [], []
-        for block, cache in zip(self.blocks, rows, strict=True):
-            v, gates, cache = block.begin_row(v, cache)
-            above.append(by_pixel(gates))  # (W, B, 2F)
-            after.append(cache)
-        return after, above
-
-    def start_left(self, rows):
-        B = ops.shape(rows[0])[0]
-        return {i: block.no_left(B) for i, block in enumerate(self.blocks[1:])}
-
-    def pixel(self, left, above, window):
-        h = self.blocks[0].pixel(window, above[0])  # (B, F)
-        for i, (block, gates) in enumerate(
-            zip(self.blocks[1:], above[1:], strict=True)
-        ):
-            h = h + block.pixel(left.window(i, h), gates)  # of (B, k/2 + 1, F)
-        for layer in self.head:
-            h = layer(ops.relu(h))
-        return h, ()
-
-    def end_row(self, rows, x, kept):
-        del kept  # the vertical stack makes its own
-        return [push(rows[0], self.scale(x)[:, None]), *rows[1:]]

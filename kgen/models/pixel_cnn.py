@@ -27,9 +27,7 @@ from keras import layers, ops
 
 from kgen.checks import multiples, odd, positive
 from kgen.layers import ShiftedConv2D
-from kgen.layers.incremental import Causal, Pointwise
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import by_pixel, push
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -111,64 +109,17 @@ class PixelCNN(Autoregressive):
         layer.build((None, H, W, inputs))
         return layer
 
-    def params(self, x, labels=None, training=False):
-        label_biases = [0.0] * (1 + self.num_blocks)
-        if labels is not None:
-            label = self.one_hot(labels)[:, None, None]  # (B, 1, 1, K)
-            label_biases = [dense(label) for dense in self.label_layers]
-        h = self.first(self.scale(x)) + label_biases[0]  # (B, H, W, 2h)
-        for (down, conv, up), bias in zip(self.blocks, label_biases[1:], strict=True):
-            inner = down(ops.relu(h))  # (B, H, W, h)
-            inner = conv(ops.relu(inner)) + bias  # (B, H, W, h)
-            h = h + up(ops.relu(inner))  # (B, H, W, 2h)
+    def label_biases(self, label):
+        if label is None:
+            return [None] * (1 + self.num_blocks)
+        return [dense(label) for dense in self.label_layers]
+
+    def network(self, x, from_above, biases, apply):
+        h = apply(self.first, x, biases[0])  # (B, H, W, 2h)
+        for (down, conv, up), bias in zip(self.blocks, biases[1:], strict=True):
+            inner = apply(down, ops.relu(h))  # (B, H, W, h)
+            inner = apply(conv, ops.relu(inner), bias)  # (B, H, W, h)
+            h = h + apply(up, ops.relu(inner))  # (B, H, W, 2h)
         for layer in self.head:
-            h = layer(ops.relu(h))  # (B, H, W, head_filters), then (B, H, W, P)
+            h = apply(layer, ops.relu(h))  # (B, H, W, head_filters), (B, H, W, P)
         return h
-
-    def incremental(self, label):
-        return _Incremental(self, label)
-
-
-class _Incremental:
-    """The network for the sampler: see kgen/models/incremental.py."""
-
-    extra = 0
-
-    def __init__(self, model, label):
-        self.width, self.scale = model.image_shape[1], model.scale
-        self.reach = model.first_kernel_size // 2
-        more = [None] * (1 + model.num_blocks)
-        if label is not None:
-            more = [dense(label) for dense in model.label_layers]
-        convs = [model.first, *(conv for _, conv, _ in model.blocks)]
-        self.convs = [Causal(conv, m) for conv, m in zip(convs, more, strict=True)]
-        self.around = [(Pointwise(down), Pointwise(up)) for down, _, up in model.blocks]
-        self.head = [Pointwise(layer) for layer in model.head]
-
-    def start_rows(self, B):
-        return [conv.no_rows(B, self.width) for conv in self.convs]
-
-    def begin_row(self, rows):
-        pairs = zip(self.convs, rows, strict=True)
-        return rows, [by_pixel(conv.above(cache)) for conv, cache in pairs]
-
-    def start_left(self, rows):
-        B = ops.shape(rows[0])[0]
-        return {i: conv.no_left(B) for i, conv in enumerate(self.convs[1:])}
-
-    def pixel(self, left, above, window):
-        h = self.convs[0].pixel(window, above[0])  # (B, 2h)
-        kept = []
-        blocks = zip(self.convs[1:], self.around, above[1:], strict=True)
-        for i, (conv, (down, up), context) in enumerate(blocks):
-            inner = ops.relu(down(ops.relu(h)))  # (B, h)
-            near = left.window(i, inner)  # (B, k/2 + 1, h)
-            h = h + up(ops.relu(conv.pixel(near, context)))
-            kept.append(inner)
-        for layer in self.head:
-            h = layer(ops.relu(h))
-        return h, kept
-
-    def end_row(self, rows, x, kept):
-        new = [self.scale(x), *[by_pixel(k) for k in kept]]  # (B, W, ...)
-        return [push(r, n[:, None]) for r, n in zip(rows, new, strict=True)]

@@ -41,7 +41,7 @@ from kgen.checks import check_data, fraction, positive, sizes
 from kgen.layers import GatedResnet, WeightNormConv2D
 from kgen.likelihoods import LogisticMixture
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.pixel_cnn_pp_incremental import Incremental
+from kgen.models.pixel_cnn_pp_cached import CachedPixelCNNPlusPlus
 
 # First and last offsets of the windows (rows, columns) of both streams
 ABOVE = {"rows": (-1, 0), "columns": (-1, 1)}
@@ -203,8 +203,8 @@ class PixelCNNPlusPlus(Autoregressive):
                 ul = block_ul(ul, ops.concatenate([u, short_ul], axis=-1), **options)
         return self.head(ops.elu(ul), collect=collect)  # (B, H, W, P)
 
-    def incremental(self, label):
-        return Incremental(self, label)
+    def cached_network(self, label, B):
+        return CachedPixelCNNPlusPlus(self, label, B)
 
     # Initialisation
 

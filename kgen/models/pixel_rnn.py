@@ -32,15 +32,13 @@ from keras import layers, ops
 
 from kgen.checks import boolean, multiples, odd, positive
 from kgen.layers import DiagonalBiLSTMLayer, RowLSTMLayer, ShiftedConv2D
-from kgen.layers.incremental import Causal, Pointwise
 from kgen.models.autoregressive import Autoregressive
-from kgen.models.incremental import by_pixel, push
 
 
 class _PixelRNN(Autoregressive):
     """What both models have; see the module for the picture."""
 
-    layer_class, extra_columns = None, 0
+    layer_class = None
 
     config_names = (
         "units", "num_layers", "first_kernel_size", "head_filters",
@@ -102,29 +100,23 @@ class _PixelRNN(Autoregressive):
         layer.build((None, H, W, inputs))
         return layer
 
-    def params(self, x, labels=None, training=False):
-        label_biases = [None] * (1 + self.num_layers)
-        if labels is not None:
-            label = self.one_hot(labels)[:, None, None]  # (B, 1, 1, K)
-            label_biases = [dense(label) for dense in self.label_layers]
-        W = self.image_shape[1]
-        x = ops.pad(self.scale(x), [[0, 0], [0, 0], [0, self.extra_columns], [0, 0]])
-        x = self.first(x)  # (B, H, W or W + 1, 2h)
-        if labels is not None:
-            x = x + label_biases[0]
+    def label_biases(self, label):
+        if label is None:
+            return [None] * (1 + self.num_layers)
+        return [dense(label) for dense in self.label_layers]
+
+    def network(self, x, from_above, biases, apply):
+        x = apply(self.first, x, biases[0])  # (B, H, W or W + 1, 2h)
         skipped = 0.0
         for i, (scan, up) in enumerate(zip(self.scans, self.ups, strict=True)):
-            h = scan(x, label_biases[1 + i])  # (B, H, W, h)
-            x = x + up(h)  # (B, H, W, 2h)
+            h = apply(scan, x, biases[1 + i])  # (B, H, W, h)
+            x = x + apply(up, h)  # (B, H, W, 2h)
             if self.skip_connections:
-                skipped = skipped + self.skips[i](h)  # (B, H, W, 2h)
-        x = (x + skipped)[:, :, :W]
+                skipped = skipped + apply(self.skips[i], h)  # (B, H, W, 2h)
+        x = x + skipped
         for layer in self.head:
-            x = layer(ops.relu(x))  # (B, H, W, head_filters), then (B, H, W, P)
+            x = apply(layer, ops.relu(x))  # (B, H, W, head_filters), (B, H, W, P)
         return x
-
-    def incremental(self, label):
-        return _Incremental(self, label)
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -171,55 +163,3 @@ class DiagonalBiLSTM(_PixelRNN):
     """
 
     layer_class, extra_columns = DiagonalBiLSTMLayer, 1
-
-
-class _Incremental:
-    """The network for the sampler: see kgen/models/incremental.py."""
-
-    def __init__(self, model, label):
-        self.extra, self.scale = model.extra_columns, model.scale
-        self.width = model.image_shape[1] + self.extra
-        self.reach = model.first_kernel_size // 2
-        more = [None] * (1 + model.num_layers)
-        if label is not None:
-            more = [dense(label) for dense in model.label_layers]
-        self.first = Causal(model.first, more[0])
-        pairs = zip(model.scans, more[1:], strict=True)
-        self.scans = [scan.incremental(m) for scan, m in pairs]
-        self.ups, self.skips, self.head = (
-            [Pointwise(layer) for layer in part]
-            for part in (model.ups, model.skips, model.head)
-        )
-
-    def start_rows(self, B):
-        states = [scan.no_rows(B, self.width) for scan in self.scans]
-        return self.first.no_rows(B, self.width), states
-
-    def begin_row(self, rows):
-        image, states = rows
-        above = [scan.above(s) for scan, s in zip(self.scans, states, strict=True)]
-        above = [self.first.above(image), *above]
-        return rows, keras.tree.map_structure(by_pixel, above)
-
-    def start_left(self, rows):
-        B = ops.shape(rows[0])[0]
-        return {i: scan.no_left(B) for i, scan in enumerate(self.scans)}
-
-    def pixel(self, left, above, window):
-        x = self.first.pixel(window, above[0])  # (B, 2h)
-        kept, skipped = [], 0.0
-        for i, scan in enumerate(self.scans):
-            h, keep = scan.pixel(left, i, above[1 + i], x)
-            x = x + self.ups[i](h)
-            skipped = skipped + self.skips[i](h) if self.skips else skipped
-            kept.append(keep)
-        x = x + skipped
-        for layer in self.head:
-            x = layer(ops.relu(x))
-        return x, kept
-
-    def end_row(self, rows, x, kept):
-        image, states = rows
-        x = ops.pad(self.scale(x), [[0, 0], [0, self.extra], [0, 0]])  # (B, W, C)
-        layers = zip(self.scans, states, kept, strict=True)
-        return push(image, x[:, None]), [s.end_row(h, new) for s, h, new in layers]

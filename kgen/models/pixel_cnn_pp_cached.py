@@ -1,4 +1,5 @@
-"""PixelCNN++ for the sampler: see kgen/models/incremental.py.
+"""PixelCNN++ for the sampler, in place of `CachedNetwork` of
+kgen/models/cached_sampler.py.
 
 The stream u, of the rows above, is made for a row at once; ul goes from pixel to pixel.
 At resolution r a feature belongs to 2^r x 2^r pixels, and is due at the first of them.
@@ -13,12 +14,12 @@ Shapes: B batch, (H, W, C) image, F filters, w = ceil(W / 2^r) at resolution r.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from kgen import backend
-from kgen.layers.incremental import CausalResnet, CausalWeightNorm
-from kgen.layers.weight_norm import upsample
-from kgen.models.incremental import by_pixel
+from kgen.layers.weight_norm import concat_elu, upsample
+from kgen.models.cached_sampler import by_pixel, fold, unfold
 
 
 def kept_where(due, new, old):
@@ -44,30 +45,26 @@ def unpack(packed, sizes):
     return keras.tree.pack_sequence_as(sizes, [next(parts[n]) for n in flat])
 
 
-class Incremental:
-    """The network; see kgen/models/incremental.py for what its methods do."""
+class CachedPixelCNNPlusPlus:
+    """The network; see `CachedNetwork` for what its methods do."""
 
-    extra, reach = 0, 1
-
-    def __init__(self, model, label):
-        self.model, self.scale = model, model.scale
+    def __init__(self, model, label, B):
+        self.model, self.scale, self.B = model, model.scale, B
         self.dtype, self.F = model.compute_dtype, model.filters
         self.widths = [w for _, w in model.maps]
-        self.first = [CausalWeightNorm(layer) for layer in model.first]
-        self.head = CausalWeightNorm(model.head)
+        self.first = [_Convolution(layer) for layer in model.first]
+        self.head = _Convolution(model.head)
 
         def resnets(groups, which):
-            return [
-                [CausalResnet(b[which], label) for b in blocks] for blocks in groups
-            ]
+            return [[_Resnet(b[which], label) for b in blocks] for blocks in groups]
 
         up = model.up[::-1]  # by resolution, as the others
         self.down_u, self.down_ul = resnets(model.down, 0), resnets(model.down, 1)
         self.up_u, self.up_ul = resnets(up, 0), resnets(up, 1)
-        self.halve_u = [CausalWeightNorm(u) for u, _ in model.halve]
-        self.halve_ul = [CausalWeightNorm(ul) for _, ul in model.halve]
-        self.double_u = [CausalWeightNorm(u) for u, _ in model.doubling[::-1]]
-        self.double_ul = [CausalWeightNorm(ul) for _, ul in model.doubling[::-1]]
+        self.halve_u = [_Convolution(u) for u, _ in model.halve]
+        self.halve_ul = [_Convolution(ul) for _, ul in model.halve]
+        self.double_u = [_Convolution(u) for u, _ in model.doubling[::-1]]
+        self.double_ul = [_Convolution(ul) for _, ul in model.doubling[::-1]]
         # Of each resolution, features of what pixels keep and of what they need
         F, R = self.F, len(self.widths)
         self.kept_sizes, self.above_sizes = [], []
@@ -84,11 +81,11 @@ class Incremental:
         """For each resolution, whether 2^r divides n."""
         return [ops.equal(n % 2**r, 0) for r in range(len(self.widths))]
 
-    def start_rows(self, B):
-        F, dtype, R = self.F, self.dtype, len(self.widths)
+    def _zeros(self, *shape):
+        return ops.zeros((self.B, *shape), self.dtype)
 
-        def zeros(*shape):
-            return ops.zeros((B, *shape), dtype)
+    def start_rows(self):
+        F, R, zeros = self.F, len(self.widths), self._zeros
 
         def each(blocks, make):
             return [
@@ -192,12 +189,9 @@ class Incremental:
         return passed, down
 
     def start_left(self, rows):
-        B = ops.shape(rows["image"])[0]
-
-        def zeros(n):
-            return ops.zeros((B, n), self.dtype)
-
+        zeros = self._zeros
         caches = {"i": rows["i"], "j": ops.zeros((), "int32")}
+        caches["image"] = zeros(self.model.image_shape[-1] + 1)
         for way, groups in (("down", self.down_ul), ("up", self.up_ul)):
             for r, blocks in enumerate(groups):
                 for n in range(len(blocks)):
@@ -207,13 +201,14 @@ class Incremental:
             caches |= {f"halve_{r}": zeros(self.F), f"low_{r}": zeros(self.F)}
         return caches
 
-    def pixel(self, left, above, window):
+    def pixels(self, left, above, x, width=1):
+        left = Left(left) if width == 1 else LeftInRow(left, width)
         i, j = left.constant("i"), left.column("j")
         due, due_row = self._due(j), self._due(i)
         pairs = zip(above["packed"], self.above_sizes, strict=True)
         levels = [unpack(*pair) for pair in pairs]
         kept = [{"down": [], "up": [], "halve": [], "low": []} for _ in levels]
-        passed = self._down(left, above["first"], levels, window, j, due, kept)
+        passed = self._down(left, above["first"], levels, x, due, kept)
         ul = passed.pop()
         for r in reversed(range(len(due))):
             if r < len(due) - 1:  # ul of resolution r + 1 at this pixel: new, or held
@@ -226,7 +221,12 @@ class Incremental:
                 aux = ops.concatenate([levels[r]["u_up"][n], passed.pop()], axis=-1)
                 ul, keep = block.pixel(ul, before, levels[r]["up"][n], aux)
                 kept[r]["up"].append(keep)
-        return self.head.point(ops.elu(ul)), [pack(level) for level in kept]
+        params = self.head.point(ops.elu(ul))
+        return params, (left.after, [pack(level) for level in kept])
+
+    def after(self, after, x):
+        left, seen = after
+        return left | {"image": self._image(x)}, seen
 
     def _before(self, left, name, r, due):
         def before(k, x):
@@ -234,9 +234,9 @@ class Incremental:
 
         return before
 
-    def _down(self, left, first, levels, window, j, due, kept):
+    def _down(self, left, first, levels, x, due, kept):
         """The way down at a pixel: its features after each block (B, F), and `kept`."""
-        left_pixel = ops.where(j > 0, self._image(window[:, 0]), 0.0)
+        left_pixel = left.neighbour("image", self._image(x))
         ul = first + left_pixel @ self.first[2].taps[0]  # (B, F)
         passed = []
         for r, blocks in enumerate(self.down_ul):
@@ -275,7 +275,141 @@ class Incremental:
             {F: ops.where(due[r], by_pixel(new[F][:: 2**r]), old[F]) for F in new}
             for r, (new, old) in enumerate(zip(kept, rows["ul"], strict=True))
         ]
-        row = self._image(self.scale(x))[:, None]
+        row = self._image(self.scale(by_pixel(x)))[:, None]
         rows["image"] = ops.concatenate([rows["image"][:, 1:], row], axis=1)
         rows["i"] = rows["i"] + 1
         return rows
+
+
+def _gated_sum(x, h):
+    a, b = ops.split(h, 2, axis=-1)
+    return x + a * ops.sigmoid(b)
+
+
+class _Convolution:
+    """A weight-normalised convolution with a window of two rows, the pixel's and that
+    above, whose last column is the pixel's, or of one tap."""
+
+    def __init__(self, layer):
+        dtype = layer.compute_dtype
+        self.kernel = kernel = ops.cast(layer.effective_kernel(), dtype)
+        self.b = ops.cast(layer.b, dtype)
+        # What `above`, `pixel` and `point` use, sliced here once and not at every pixel
+        rows, columns = kernel.shape[:2]
+        self.upper = kernel[:1] if rows == 2 and columns < 3 else None
+        self.taps = [kernel[-1, k] for k in range(columns)] if columns < 3 else []
+
+    def row(self, above, row):
+        """For a whole row, of windows with a column to the right: (B, 1, w, F)."""
+        window = ops.concatenate([above, row], axis=1)  # (B, 2, w, F)
+        return backend.convolution(window, self.kernel, ((0, 0), (1, 1)), self.b)
+
+    def above(self, row):
+        """What the row above (B, w, F) gives to each pixel: (B, w, G)."""
+        pads = ((0, 0), (1, 0))
+        return backend.convolution(row[:, None], self.upper, pads, self.b)[:, 0]
+
+    def pixel(self, left, x, above):
+        return left @ self.taps[0] + x @ self.taps[1] + above  # (B, G)
+
+    def point(self, x):
+        """Of one tap: of pixels (B, F), or of a row (B, 1, w, F)."""
+        if len(x.shape) == 2:
+            return x @ self.taps[0] + self.b
+        return backend.convolution(x, self.kernel, ((0, 0), (0, 0)), self.b)
+
+
+class _Resnet:
+    """A GatedResnet, of u by rows or of ul by pixels."""
+
+    def __init__(self, block, label):
+        self.conv = _Convolution(block.conv)
+        self.gates = _Convolution(block.gates)
+        self.link = _Convolution(block.link) if block.link is not None else None
+        label_bias = 0.0 if label is None else block.label(label)
+        self.label = label_bias + ops.zeros((1, 1), block.compute_dtype)  # (B, 2F) or 0
+
+    def row(self, u, cache, aux=None):
+        """u (B, 1, w, F) -> the same, and the cache of the row."""
+        c = concat_elu(u)
+        h = self.conv.row(cache[0], c)  # (B, 1, w, F)
+        if aux is not None:
+            h = h + self.link.point(concat_elu(aux))
+        c_h = concat_elu(h)
+        gates = self.gates.row(cache[1], c_h) + self.label[:, None, None]
+        return _gated_sum(u, gates), [c, c_h]
+
+    def above(self, cache):
+        """Of ul, from the inputs and the inner features of the row above; and of the
+        label."""
+        x, h = cache  # (B, w, F) each
+        gates = self.gates.above(concat_elu(h)) + self.label[:, None]
+        return [self.conv.above(concat_elu(x)), gates]
+
+    def pixel(self, x, before, above, aux=None):
+        """x (B, F) -> the same, and what the next row needs. `before(n, x)` is x, the
+        n-th of those that the layer asks for, at the left neighbour."""
+        c = concat_elu(x)
+        h = self.conv.pixel(before(0, c), c, above[0])  # (B, F)
+        if aux is not None:
+            h = h + self.link.point(concat_elu(aux))
+        c_h = concat_elu(h)
+        gates = self.gates.pixel(before(1, c_h), c_h, above[1])  # (B, 2F)
+        return _gated_sum(x, gates), [x, h]
+
+
+class Left:
+    """What a pixel's layers take from the pixels to its left, from caches by name.
+    `after` are the caches that its right neighbour finds. At a coarser resolution a
+    feature is due at every `step`-th column, and what is not due changes no cache."""
+
+    def __init__(self, caches):
+        self.caches, self.after = caches, {}
+
+    def neighbour(self, name, x, step=1, due=True):
+        """x (B, F) as it was `step` columns to the left."""
+        before = self.caches[name]
+        self.after[name] = x if due is True else ops.where(due, x, before)
+        return before
+
+    def held(self, name, x, step, due):
+        """x (B, F) as it was where it was last due, here or to the left."""
+        del step
+        self.after[name] = ops.where(due, x, self.caches[name])
+        return self.after[name]
+
+    def constant(self, name):
+        self.after[name] = self.caches[name]
+        return self.caches[name]
+
+    def column(self, name):
+        """j of the pixel: ()."""
+        self.after[name] = self.caches[name] + 1
+        return self.caches[name]
+
+
+class LeftInRow:
+    """The same for all W pixels of a row at once, (W B, F), from the caches of an
+    edge."""
+
+    def __init__(self, caches, width):
+        self.caches, self.width, self.after = caches, width, {}
+
+    def neighbour(self, name, x, step=1, due=True):
+        del name, due
+        x = ops.pad(unfold(x, self.width), [[step, 0], [0, 0], [0, 0]])
+        return fold(x[: self.width])
+
+    def held(self, name, x, step, due):
+        del name, due
+        columns = np.arange(self.width) // step * step
+        return fold(ops.take(unfold(x, self.width), columns, axis=0))
+
+    def constant(self, name):
+        return self.caches[name]
+
+    def column(self, name):
+        """j of each pixel: (W B, 1)."""
+        j = ops.arange(self.width, dtype="int32")[:, None]
+        B = ops.shape(self.caches["image"])[0]
+        return ops.reshape(j + ops.zeros((1, B), "int32"), (-1, 1))
