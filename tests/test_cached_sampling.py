@@ -1,6 +1,7 @@
 """Samplers that keep what they computed: the parameters are those of the parallel
 network, the images those of the naive sampler, which runs all of it at each step."""
 
+import functools
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,7 +10,8 @@ from keras import ops
 from zoo import ONE_PASS, cases, numpy, shared, tensor, tiny
 
 from kgen import backend, random
-from kgen.models.autoregressive import fill_naively
+from kgen.models.autoregressive import Autoregressive, fill_naively
+from kgen.models.cached_sampler import sample_rows
 
 KINDS = {  # variants of the networks, beside those of the zoo
     "gated-5x5": {"kernel_size": 5},
@@ -79,38 +81,70 @@ FURTHER = ("fvbn", "nade", "made", "pixel-cnn", "row-lstm", "diagonal", "pp-3")
 FURTHER = [*((kind, *GRAY) for kind in FURTHER), MIXTURE]
 
 
+def windows_of(model):
+    """Windows beside the default one; PixelCNN++ has pixels and rows alone."""
+    if type(model).cached_network is not Autoregressive.cached_network:
+        return (1, 99)
+    return () if model.cached_network(None, 1) is None else (1, 3, 99)
+
+
 @pytest.mark.parametrize("kind, shape, levels", cases(NAIVE, FURTHER), ids=str)
 def test_cached_samples_are_those_of_the_naive_sampler(kind, shape, levels, rng):
+    """In each window, at a temperature, with labels, given rows or not."""
     model = model_of(kind, shape, levels)
     x = rng.integers(0, levels, (N, *shape)).astype("int32")
-    u = model._uniforms(tensor(random.image_seeds(2, N), "int32"))
-    naive = backend.compile_function(model, lambda *rows: fill_naively(model, *rows))
+    u, T = model._uniforms(tensor(random.image_seeds(2, N), "int32")), 1.2
+
+    def compiled(fill, **kwargs):
+        def fill_rows(known):
+            return fill(tensor(x, "int32"), u, known, temperature=T, **kwargs)
+
+        return backend.compile_function(model, fill_rows)
+
+    def in_windows(window):
+        one_hot = model.one_hot(tensor(LABELS, "int32"))
+        network = model.cached_network(one_hot, N)
+        sample = functools.partial(sample_rows, model, network)
+        return compiled(sample, window=window)
+
+    naive = compiled(functools.partial(fill_naively, model), labels=LABELS)
+    samplers = [in_windows(w) for w in windows_of(model)]
     for first in (0, 2):  # the least of the known rows, where the naive one starts
         known = np.maximum(np.arange(N) % shape[0], first).astype("int32")
-        cached = model.complete(x, known, seed=2, labels=LABELS)
-        np.testing.assert_array_equal(cached, numpy(naive(x, u, known, LABELS)))
-        assert len(np.unique(cached.reshape(N, -1), axis=0)) == N
+        expected = numpy(naive(known))
+        drawn = model.complete(x, known, seed=2, labels=LABELS, temperature=T)
+        np.testing.assert_array_equal(drawn, expected)
+        for sampler in samplers:
+            np.testing.assert_array_equal(numpy(sampler(known)), expected)
+        assert len(np.unique(drawn.reshape(N, -1), axis=0)) == N
 
 
 @pytest.mark.skipif(
-    backend.name != "torch", reason="steps of a compiled loop cannot be counted"
+    backend.name != "torch", reason="rounds of a compiled loop cannot be counted"
 )
+@pytest.mark.parametrize("window", [1, 99])
 @pytest.mark.parametrize("kind", ["gated", "pixel-cnn", "row-lstm", "diagonal", "pp-3"])
-def test_known_rows_take_no_step_for_each_pixel(kind, rng, monkeypatch):
-    model, steps = model_of(kind), []
-    network = type(model.cached_network(None, 1))
-    pixels = network.pixels
+def test_rows_take_few_rounds(kind, window, rng, monkeypatch):
+    """A known row one; of others a window of one pixel one, a whole row W at most."""
+    model, widths = model_of(kind), []
+    network = model.cached_network(None, 2)
+    pixels, W = network.pixels, SHAPE[1] + model.extra_columns
 
-    def counted(self, left, above, x, width=1):
-        steps.extend([1] * (width == 1))
-        return pixels(self, left, above, x, width)
+    def counted(left, above, x, width=1):
+        widths.append(width)
+        return pixels(left, above, x, width)
 
     monkeypatch.setattr(network, "pixels", counted)
-    x, W = rng.integers(0, LEVELS, (2, *SHAPE)), 4 + getattr(model, "extra_columns", 0)
+    x = tensor(rng.integers(0, LEVELS, (2, *SHAPE)), "int32")
+    u = tensor(rng.uniform(size=x.shape), "float32")
     for known, rows in ((5, 0), (4, 1), (0, 5), ([4, 2], 3)):
-        steps.clear()
-        model.complete(x, known, seed=0, labels=[0, 1], verbose=0)
-        assert len(steps) == rows * W
+        widths.clear()
+        sample_rows(model, network, x, u, tensor(known, "int32"), window=window)
+        whole = [w for w in widths if w == W]
+        if window == 1:
+            assert len(whole) == 5 - rows and len(widths) == 5 - rows + rows * W
+        else:
+            assert widths == whole and 5 <= len(whole) <= 5 - rows + rows * W
 
 
 @pytest.mark.skipif(backend.name == "torch", reason="nothing is compiled")

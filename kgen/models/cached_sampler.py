@@ -12,11 +12,15 @@ with another `apply(layer, x, bias)`: that of the parallel pass calls the layer 
 whole map; here it takes a step of the layer over its cache. What layers keep in caches
 is in kgen/layers/causal_conv.py.
 
+A window of a row, a pixel or more, is drawn at once, by rounds: see `_Row`.
+
 PixelCNN++, whose layers work at several resolutions, brings a class of its own in place
 of `CachedNetwork`, with the same methods.
 
 Shapes: B batch, (H, W, C) image, w pixels of a step, P likelihood parameters a pixel.
 """
+
+import functools
 
 import keras
 from keras import ops
@@ -24,78 +28,116 @@ from keras import ops
 from kgen import backend
 
 
-def sample_rows(model, network, x, u, known_rows, temperature=1.0):
-    """As `Autoregressive.fill`, with a network that goes from pixel to pixel."""
-    H = model.image_shape[0]
+def sample_rows(model, network, x, u, known_rows, temperature=1.0, window=None):
+    """As `Autoregressive.fill`, in windows of so many pixels, by default as many as
+    `choose_window` finds fastest."""
+    H, columns = model.image_shape[0], model.image_shape[1] + model.extra_columns
+    w = min(window or choose_window(model, u.shape[0]), columns)
     all_drawn = isinstance(known_rows, int) and known_rows == 0
     known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1))  # (1 or B, 1)
 
-    def one_row(rows, given):
+    def one_row(carried, given):
+        rows, guess = carried
         i, x_row, u_row = given  # (1,), (W, B, C) twice
-        known = ops.less(i[0], known_rows)  # (1 or B, 1)
         rows, above = network.begin_row(rows)
+        known = None if all_drawn else ops.less(i[0], known_rows)  # (1 or B, 1)
+        guess = guess if all_drawn else ops.where(known, x_row, guess)
+        row = _Row(model, network, temperature, network.start_left(rows), known)
+        given = above, guess, x_row, u_row
+        if all_drawn or w == columns:
+            x_row, seen = row.draw(given, w)
+        else:  # what is known needs no windows
+            whole = functools.partial(row.draw, given, columns)
+            by_windows = functools.partial(row.draw, given, w)
+            x_row, seen = ops.cond(ops.all(known), whole, by_windows)
+        return (network.end_row(rows, x_row, seen), x_row), x_row
 
-        def drawn():
-            args = rows, above, x_row, u_row, known, temperature
-            return _drawn(model, network, *args)
-
-        def given_whole():
-            return x_row, _known(model, network, rows, above, x_row)
-
-        if all_drawn:
-            x_row, seen = drawn()
-        else:
-            x_row, seen = ops.cond(ops.all(known), given_whole, drawn)
-        return network.end_row(rows, x_row, seen), x_row
-
-    given = (
-        ops.arange(H, dtype="int32")[:, None],
-        ops.transpose(ops.cast(x, "int32"), (1, 2, 0, 3)),  # (H, W, B, C)
-        ops.transpose(u, (1, 2, 0, 3)),
-    )
-    _, x = backend.scan(one_row, network.start_rows(), given)  # (H, W, B, C)
+    x = ops.transpose(ops.cast(x, "int32"), (1, 2, 0, 3))  # (H, W, B, C)
+    u = ops.transpose(u, (1, 2, 0, 3))
+    given = ops.arange(H, dtype="int32")[:, None], x, u
+    start = network.start_rows(), ops.zeros_like(x[0])  # a row is as the one above
+    _, x = backend.scan(one_row, start, given)  # (H, W, B, C)
     return ops.transpose(x, (2, 0, 1, 3))
 
 
-def _known(model, network, rows, above, x_row):
-    """What the next row needs of a row that is known (W, B, C), its pixels at once."""
-    W, extra = x_row.shape[0], model.extra_columns
-    x = ops.pad(model.scale(x_row), [[0, extra], [0, 0], [0, 0]])
-    _, after = network.pixels(network.start_left(rows), fold(above), fold(x), W + extra)
-    return unfold(network.after(after, fold(x))[1], W + extra)
+def choose_window(model, batch):
+    """How many pixels are drawn at once: 1, or all of a row."""
+    return model.image_shape[1] + model.extra_columns
 
 
-def _drawn(model, network, rows, above, x_row, u_row, known, temperature):
-    """A row (W, B, C), that of x where it is known, and what the next row needs."""
-    _, W, C = model.image_shape
-    extra = model.extra_columns
-    channels = ops.arange(C, dtype="int32")
-    unknown = ops.logical_not(known)
+class _Row:
+    """A row that is drawn, from what the rows above give to it."""
 
-    def one_pixel(left, given):
-        above_j, x_j, u_j, here = given  # (B, ...), (B, C) twice, ()
-        x_j = ops.where(known, x_j, 0)
-        # Either each channel sees those before it, or the likelihood couples them.
-        for c in range(C if model.channels_in_turn else 1):
-            params, after = network.pixels(left, above_j, here * model.scale(x_j))
-            drawn = model.likelihood.draw(
-                params[:, None, None], u_j[:, None, None], temperature
-            )
-            turn = unknown  # (1 or B, C or 1)
-            if model.channels_in_turn:
-                turn = ops.logical_and(ops.equal(channels, c), unknown)
-            x_j = ops.where(turn, ops.cast(drawn[:, 0, 0], "int32"), x_j)
-        left, seen = network.after(after, here * model.scale(x_j))
-        return left, (x_j, seen)
+    def __init__(self, model, network, temperature, left, known):
+        """`left`: at its first pixel. `known` (1 or B, 1): of which images, or None."""
+        self.model, self.network, self.temperature = model, network, temperature
+        self.left, self.known = left, known
 
-    def pad(x, value=0):
-        return ops.pad(x, [[0, extra], [0, 0], [0, 0]], constant_values=value)
+    def draw(self, given, w):
+        """In windows of w pixels: the row (W, B, C), and what the next row needs.
 
-    on_map = ops.arange(W + extra) < W
-    here = ops.cast(on_map, model.compute_dtype)  # (W + extra,)
-    given = (above, pad(x_row), pad(u_row, 0.5), here)
-    _, (x_row, seen) = backend.scan(one_pixel, network.start_left(rows), given)
-    return x_row[:W], seen
+        `given`, for each pixel (W, B, ...): what the rows above give; a guess of the
+        row; the row where it is known; the uniforms.
+        """
+        W = self.model.image_shape[1]
+        columns = W + self.model.extra_columns
+        windows = -(-columns // w)
+
+        def by_window(t):
+            """(windows, w, B, ...), with zeros beyond the map."""
+            pads = [[0, windows * w - t.shape[0]]] + [[0, 0]] * (len(t.shape) - 1)
+            return ops.reshape(ops.pad(t, pads), (windows, w, *t.shape[1:]))
+
+        on_map = ops.cast(ops.arange(windows * w) < W, "int32")[:, None, None]
+        given = keras.tree.map_structure(by_window, (*given, on_map))
+        if windows == 1:
+            given = keras.tree.map_structure(lambda t: t[0], given)
+            _, (x, seen) = self._draw_window(self.left, given)
+            return x[:W], seen
+        _, drawn = backend.scan(self._draw_window, self.left, given)
+        x, seen = keras.tree.map_structure(fold, drawn)  # (windows w, B, ...)
+        return x[:W], keras.tree.map_structure(lambda t: t[:columns], seen)
+
+    def _draw_window(self, left, given):
+        """What the next window needs; its pixels (w, B, C) and what the next row needs.
+
+        The pixels' distributions follow from a guess of them; drawn from these, by
+        their own uniforms, they are the next guess. After t rounds the first t
+        dimensions are right, so a guess that does not change, and that of the last
+        round, are the pixels as drawn one after another (Song et al. 2021,
+        arXiv:2002.03629).
+        """
+        above, guess, x, u, on_map = given
+        w, C = guess.shape[0], guess.shape[2]
+        rounds = w * (C if self.model.channels_in_turn else 1)
+        above, u = fold(above), fold(u)[:, None, None]  # (w B, 1, 1, C)
+
+        def scale(x):
+            x = self.model.scale(x)  # (w, B, C)
+            return fold(x * ops.cast(on_map, x.dtype))
+
+        def one_round(guess):
+            params, after = self.network.pixels(left, above, scale(guess), w)
+            params = params[:, None, None]  # an image of one pixel
+            drawn = self.model.likelihood.draw(params, u, self.temperature)
+            drawn = on_map * unfold(ops.cast(drawn[:, 0, 0], "int32"), w)
+            drawn = drawn if self.known is None else ops.where(self.known, x, drawn)
+            return drawn, after
+
+        def next_round(t, guess, drawn, *_):
+            new, after = one_round(drawn)
+            return t + 1, drawn, new, *keras.tree.flatten(after)
+
+        def changes(t, guess, drawn, *_):
+            return ops.logical_and(t < rounds, ops.any(ops.not_equal(guess, drawn)))
+
+        drawn, after = one_round(guess)
+        if rounds > 1:
+            state = ops.ones((), "int32"), guess, drawn, *keras.tree.flatten(after)
+            _, _, drawn, *flat = ops.while_loop(changes, next_round, state)
+            after = keras.tree.pack_sequence_as(after, flat)
+        left, seen = self.network.see(left, above, scale(drawn), after, w)
+        return left, (drawn, unfold(seen, w))
 
 
 class CachedNetwork:
@@ -112,7 +154,8 @@ class CachedNetwork:
         self.row_above = ops.zeros((B, 1, W, C), model.compute_dtype)
         from_above = model.vertical(self.row_above, self.biases, self.vertical)
         from_above = keras.tree.map_structure(lambda t: t[:, 0, 0], from_above)
-        model.network(self.row_above[:, 0, 0], from_above, self.biases, self.layers)
+        pixel = self.layers.image = self.row_above[:, 0, 0]
+        model.network(pixel, from_above, self.biases, self.layers)
 
     def start_rows(self):
         """What is carried from row to row: the image's row above, and caches."""
@@ -138,18 +181,22 @@ class CachedNetwork:
         return self.layers.each("left")
 
     def pixels(self, left, above, x, width=1):
-        """The parameters (w B, P) of pixels x (w B, C), which may miss the channels
-        that are not drawn yet; and an argument of `after`."""
+        """The parameters (w B, P) of pixels x (w B, C); and, of each layer, what is
+        carried to the pixel after them and what `end_row` needs."""
         from_above, above = above
-        steps = _Steps(self.layers.caches_with(above=above, left=left), width, x)
-        return self.model.network(x, from_above, self.biases, steps.pixels), steps
+        steps = _Steps(self.layers.caches_with(above=above, left=left), width)
+        params = self.model.network(x, from_above, self.biases, steps.pixels)
+        return params, (steps.each("left"), steps.each("seen"))
 
-    def after(self, steps, x):
-        """What is carried to the next pixel, and what `end_row` needs, now that the
-        pixels x (w B, C) are whole: layers of the image itself see them again."""
-        for i, layer in steps.of_image.items():
-            _, steps.after[i] = layer.step(x, steps.caches[i], steps.width)
-        return steps.each("left"), steps.each("seen")
+    def see(self, left, above, x, after, width=1):
+        """What `pixels` returned beside parameters, for other values x of the pixels
+        that give the same parameters: the layers of the image itself see these."""
+        caches = self.layers.caches_with(above=above[1], left=left)
+        lefts, seens = map(list, after)
+        for i in self.layers.of_image:
+            _, cache = self.layers.layers[i].step(x, caches[i], width)
+            lefts[i], seens[i] = cache["left"], cache["seen"]
+        return lefts, seens
 
     def end_row(self, rows, x, seen):
         """What is carried to the next row, with the row x as drawn (W, B, C)."""
@@ -168,8 +215,11 @@ class _Start:
     def __init__(self, B, W):
         self.B, self.W = B, W
         self.layers, self.caches = [], []
+        self.image, self.of_image = None, []  # indices of layers of the image itself
 
     def __call__(self, layer, x, bias=None):
+        if x is self.image:
+            self.of_image.append(len(self.layers))
         self.layers.append(layer)
         self.caches.append(layer.start(self.B, self.W, bias))
         outputs = layer.compute_output_shape(x.shape)[-1]
@@ -190,9 +240,8 @@ class _Start:
 class _Steps:
     """`apply` as a step of each layer over its cache: `row`, or `pixels`, w at once."""
 
-    def __init__(self, caches, width=1, image=None):
-        self.caches, self.width, self.image = caches, width, image
-        self.after, self.of_image = [], {}
+    def __init__(self, caches, width=1):
+        self.caches, self.width, self.after = caches, width, []
 
     def row(self, layer, x, bias=None):
         del bias  # in the cache
@@ -202,10 +251,7 @@ class _Steps:
 
     def pixels(self, layer, x, bias=None):
         del bias
-        i = len(self.after)
-        if x is self.image:
-            self.of_image[i] = layer
-        y, after = layer.step(x, self.caches[i], self.width)
+        y, after = layer.step(x, self.caches[len(self.after)], self.width)
         self.after.append(after)
         return y
 

@@ -224,9 +224,9 @@ class CachedPixelCNNPlusPlus:
         params = self.head.point(ops.elu(ul))
         return params, (left.after, [pack(level) for level in kept])
 
-    def after(self, after, x):
+    def see(self, left, above, x, after, width=1):
         left, seen = after
-        return left | {"image": self._image(x)}, seen
+        return (left | {"image": self._image(x)} if width == 1 else left), seen
 
     def _before(self, left, name, r, due):
         def before(k, x):
