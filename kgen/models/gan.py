@@ -303,7 +303,7 @@ class GAN(GenerativeModel):
     def generate(self, z, labels=None, gradients=False):
         """G(z) of latents (B, L) [and labels, (B,) or one for all]: float32
         (B, H, W, C) in 0..levels-1. `gradients`: see GenerativeModel."""
-        z = prepare_latents(z, self.latent_dim)
+        z = prepare_latents(z, (self.latent_dim,))
         given = [z]
         if self.num_classes is not None:
             one = isinstance(labels, (int, np.integer))
