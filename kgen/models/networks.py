@@ -30,6 +30,7 @@ from keras import layers, ops
 
 from kgen.checks import one_of, positive
 from kgen.layers import Crop, SpectralNorm
+from kgen.models.gan_losses import heads
 
 # A user's own
 
@@ -183,8 +184,7 @@ def gan_networks(model, generator, discriminator):
             f"width must be a multiple of 5, the pieces of a maxout unit; got {width}."
         )
     shape, K, dtype = model.image_shape, model.num_classes, model.dtype_policy
-    penalised = model.gradient_penalty or model.r1_penalty
-    normed = not (model.spectral_norm or penalised)
+    normed = not (model.spectral_norm or model.penalties)
     if generator is None:
         builder = Generator(shape, model.latent_dim, K, width, dtype)
         generator = getattr(builder, model.architecture)()
@@ -192,7 +192,7 @@ def gan_networks(model, generator, discriminator):
         builder = Discriminator(shape, K, width, model.spectral_norm, normed, dtype)
         discriminator = getattr(builder, model.architecture)()
     check_network("generator", generator, (model.latent_dim,), K, shape)
-    check_network("discriminator", discriminator, shape, K, (1,))
+    check_network("discriminator", discriminator, shape, K, (1 + heads(model.kind),))
     check_activities("generator", generator)
     check_activities("discriminator", discriminator)
     return generator, discriminator
