@@ -271,17 +271,16 @@ def boolean(**values):
             raise ValueError(f"{name} must be True or False; got {value!r}.")
 
 
-def prepare_latents(z, latent_dim):
-    """z as float32; raises a ValueError unless it is (B, latent_dim) and finite."""
+def prepare_latents(z, shape):
+    """z as float32; raises a ValueError unless it is (B, *shape) and finite."""
+    expected = f"(batch, {', '.join(map(str, shape))})"
     z = np.asarray(z) if isinstance(z, (list, tuple)) else z
     dtype = _name(getattr(z, "dtype", type(z).__name__))
     if not dtype.startswith(("float", "bfloat", "int", "uint")):
-        raise ValueError(f"z: expected numbers (batch, {latent_dim}); got {dtype}.")
+        raise ValueError(f"z: expected numbers {expected}; got {dtype}.")
     z = ops.cast(z, "float32")
-    if len(z.shape) != 2 or z.shape[1] != latent_dim:
-        raise ValueError(
-            f"z: expected (batch, {latent_dim}); got shape {tuple(z.shape)}."
-        )
+    if not z.shape or tuple(z.shape[1:]) != tuple(shape):
+        raise ValueError(f"z: expected {expected}; got shape {tuple(z.shape)}.")
     values = backend.concrete(z)
     if values is not None and not np.isfinite(values).all():
         raise ValueError("z: expected finite numbers; got NaN or infinity among them.")

@@ -280,16 +280,19 @@ def _expected_level(center, width, levels):
 
 
 def gaussian_kl(mean, log_var):
-    """KL(N(mean, exp(log_var)) || N(0, I)): (B, L) -> (B,) nats, summed over latents
+    """KL(N(mean, exp(log_var)) || N(0, I)): (B, ...) -> (B,) nats, summed over latents
     (Kingma and Welling 2014, appendix B)."""
     mean, log_var = ops.cast(mean, "float32"), ops.cast(log_var, "float32")
-    return 0.5 * ops.sum(ops.square(mean) + ops.exp(log_var) - 1.0 - log_var, axis=-1)
+    each = ops.square(mean) + ops.exp(log_var) - 1.0 - log_var
+    return 0.5 * ops.sum(each, axis=tuple(range(1, len(each.shape))))
 
 
-def gaussian_log_prob(z, mean=0.0, log_var=0.0):
-    """log N(z; mean, exp(log_var)), diagonal: (..., L) -> (...) nats."""
+def gaussian_log_prob(z, mean=0.0, log_var=0.0, axes=1):
+    """log N(z; mean, exp(log_var)), diagonal: (..., L) -> (...) nats; summed over so
+    many of the last axes."""
     squared = ops.square(z - mean) * ops.exp(-ops.convert_to_tensor(log_var, z.dtype))
-    return -0.5 * ops.sum(squared + log_var + np.log(2.0 * np.pi), axis=-1)
+    each = squared + log_var + np.log(2.0 * np.pi)
+    return -0.5 * ops.sum(each, axis=tuple(range(-axes, 0)))
 
 
 def gaussian_draw(u, mean=0.0, log_var=0.0):

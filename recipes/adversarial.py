@@ -1,9 +1,9 @@
-"""What the recipes of GANs share: train several, measure, sample, save.
+"""`run` of the recipes of GANs: trains several, measures, samples, saves.
 
-A GAN has no likelihood, and its losses do not measure quality. So the
-last epoch's weights are taken, 10,000 samples are measured against the test images by
-distances over given features, beside the training images' own distance, the floor; and
-several seeds are trained, as one alone tells little.
+A GAN has no likelihood, and its losses do not measure quality. So the last epoch's
+weights are taken; 10,000 samples are measured against the test images by distances over
+given features, beside the training images' own distance, the real-data baseline; and
+several networks are trained, each from its own seed or with its own loss.
 """
 
 import argparse
@@ -14,38 +14,82 @@ import statistics
 import warnings
 from pathlib import Path
 
-from common import fit
+from run import fit, load, parse_flags
+
+import keras
+
+import kgen
 from records import prepare, training, write_results
+from report import SAMPLES, distance_lines
 
-SAMPLES = 10_000
+
+def run(card, build, data, *, losses=(), callbacks=None, plot=None, **settings):
+    """Trains a GAN from each of `--seeds` seeds, or with each of `losses`, in
+    `<out>/<its name>`, then measures, samples and saves all of them.
+
+    Args:
+        card: the recipe's docstring, shown by --help.
+        build: a function of the parsed flags, of the data's splits, and of the loss
+            where there are `losses`. Returns the model, not compiled, and its
+            optimizer.
+        data: the tfds name of the recipe's own data.
+        losses: names. Without them the recipe has a size `seeds`.
+        callbacks: a function of the flags and of a name, which returns further
+            callbacks for that training.
+        plot: a function of the flags, called after all training.
+        settings: those of `run.parse_flags`.
+    """
+    args = parse_flags(card, data, **settings)
+    splits = load(args)
+    if losses:
+        builds = {name: functools.partial(build, loss=name) for name in losses}
+        seeds = dict.fromkeys(losses, args.seed)
+    else:
+        seeds = range(args.seed, args.seed + args.seeds)
+        seeds = {f"seed_{seed}": seed for seed in seeds}
+        builds = dict.fromkeys(seeds, build)
+    prepare_runs(args, seeds)
+    models, seconds = {}, 0.0
+    for name, seed in seeds.items():
+        keras.utils.set_random_seed(seed)
+        model, optimizer = builds[name](args, splits)
+        model.compile(optimizer)
+        more = callbacks(args, name) if callbacks else []
+        seconds += train(args, splits, name, model, seed, more)
+        models[name] = model
+    if plot:
+        plot(args)
+    finish(args, splits, models, seconds, alike=not losses)
 
 
-def prepare_runs(args, names, files=()):
+def prepare_runs(args, names):
     """Makes `args.out`; without --resume, what earlier runs of these names left there
-    is moved to `earlier_1/`, with their record and such `files`."""
+    is moved to `earlier_1/`, with their record."""
     out, earlier = Path(args.out), []
     if (out / "metrics.json").exists():  # of other seeds, for instance
         card = json.loads((out / "metrics.json").read_text())
         earlier = card.get("results", {}).get("runs", [])
-    prepare(out, args.resume, [*names, *earlier, *files])
+    prepare(out, args.resume, [*names, *earlier])
 
 
-def train(args, splits, name, model, callbacks=(), seed=None):
-    """Trains one model in `<out>/<name>`, its data in the order of `seed` (default:
-    the run's). Returns the seconds it took."""
-    import kgen
-
-    seed = args.seed if seed is None else seed
-    own = vars(args) | {"out": f"{args.out}/{name}", "seed": seed}
-    own = argparse.Namespace(**own)
-    watch = [kgen.callbacks.CollapseGuard(stop=False), *callbacks]
+def train(args, splits, name, model, seed, callbacks):
+    """Trains one model in `<out>/<name>`, its data in the order of `seed`. Returns the
+    seconds it took."""
+    settings = vars(args) | {"out": f"{args.out}/{name}", "seed": seed}
+    callbacks = [kgen.callbacks.CollapseGuard(stop=False), *callbacks]
     if measurable(splits):
-        distances = _distances(splits, splits.validation)
+        distances = make_distances(splits, splits.validation)
         n = min(1000, len(splits.validation))
         every = max(1, args.epochs // 5)
-        watch.append(kgen.callbacks.SampleDistances(distances, n=n, every=every))
-    every = max(1, args.epochs // 10)
-    return fit(own, model, splits, every=every, best=False, callbacks=watch)
+        callbacks.append(kgen.callbacks.SampleDistances(distances, n=n, every=every))
+    return fit(
+        argparse.Namespace(**settings),
+        model,
+        splits,
+        every=max(1, args.epochs // 10),
+        best=False,
+        callbacks=callbacks,
+    )
 
 
 def measurable(splits):
@@ -65,25 +109,22 @@ def warn_of_other_data(name):
         )
 
 
-def _distances(splits, reference):
-    import kgen
-
+def make_distances(splits, reference):
+    """Distances of images from `reference` over the features of MNIST."""
     warn_of_other_data(splits.name)
     features = kgen.metrics.mnist_features()
     levels = splits.levels
     return kgen.metrics.Distances(features, "mnist", reference, splits.train, levels)
 
 
-def finish(args, splits, models, seconds, *, alike=True):
+def finish(args, splits, models, seconds, alike):
     """Measures, samples and saves each of the models, {name: model}; reads the test
     images, once. The first is exported. `alike`: they differ by their seed alone, so
     that a mean is meaningful."""
-    import kgen
-
     out = Path(args.out)
     results = {"runs": list(models)} | training(args, seconds)
     measured = {}
-    distances = _distances(splits, splits.test) if measurable(splits) else None
+    distances = make_distances(splits, splits.test) if measurable(splits) else None
     for name, model in models.items():
         grid = model.sample(100, seed=0, verbose=0)
         print(kgen.callbacks.save_grid(out / f"{name}.png", grid, model.levels))
@@ -93,50 +134,21 @@ def finish(args, splits, models, seconds, *, alike=True):
             measured[name] = distances(images)
             results |= {f"{name}_{k}": v for k, v in measured[name].items()}
     if alike and len(measured) > 1:
-        results |= _spread(list(measured.values()))
+        results |= _average(list(measured.values()))
     model = next(iter(models.values()))
     card = write_results(out / "metrics.json", args, model, splits, results)
     model.save_to_preset(out / "preset", card)  # the first run's
     version = kgen.export.next_version(Path("saved_models") / args.name)
     exported = model.export(version, card=card)
-    _print(measured, results)
+    for line in distance_lines(results):
+        print(line)
     print(f"{out / 'metrics.json'}\n{exported}/")
 
 
-def _spread(runs):
+def _average(runs):
     """Mean and standard deviation over runs."""
     names = [k for k in runs[0] if not k.endswith(("_floor", "_images", "_se"))]
     values = {k: [run[k] for run in runs] for k in names}
     return {f"mean_{k}": statistics.mean(v) for k, v in values.items()} | {
         f"stdev_{k}": statistics.stdev(v) for k, v in values.items()
     }
-
-
-def _print(measured, results):
-    """A row for each measure: each run's, in brackets that of the data itself."""
-    for measure in next(iter(measured.values()), {}):
-        if measure.endswith(("_floor", "_images", "_se")):
-            continue
-        values = "  ".join(f"{run[measure]:.4g}" for run in measured.values())
-        floor = next(iter(measured.values()))[f"{measure}_floor"]
-        spread = ""
-        if f"mean_{measure}" in results:
-            mean, deviation = (results[f"{k}_{measure}"] for k in ("mean", "stdev"))
-            spread = f"  mean {mean:.4g} +- {deviation:.2g}"
-        print(f"{measure:28}{values}{spread}  ({floor:.4g})")
-
-
-def train_seeds(args, make, splits):
-    """Plays `make()` from `args.seeds` seeds, one after another: ({name: model},
-    seconds)."""
-    import keras
-
-    models, seconds = {}, 0.0
-    seeds = range(args.seed, args.seed + args.seeds)
-    prepare_runs(args, [f"seed_{seed}" for seed in seeds])
-    for seed in seeds:
-        keras.utils.set_random_seed(seed)
-        name, model = f"seed_{seed}", make()
-        seconds += train(args, splits, name, model, seed=seed)
-        models[name] = model
-    return models, seconds

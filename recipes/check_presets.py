@@ -11,23 +11,13 @@ is not its card's. Chooses nothing.
 
 import argparse
 import json
-import os
 import time
 from pathlib import Path
 
-parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-)
-parser.add_argument("--backend", choices=["tensorflow", "jax", "torch"])
-parser.add_argument("--presets", nargs="*", help="names; default: all")
-parser.add_argument("--out", default="recipes/results/presets.json")
-args = parser.parse_args()
-if args.backend:
-    os.environ["KERAS_BACKEND"] = args.backend
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from backend_flag import BACKENDS, add_backend_flag
 
 import kgen
-from report import runs_of
+from report import SAMPLES, runs_of
 
 
 def measure(model, card):
@@ -41,36 +31,46 @@ def measure(model, card):
     of = kgen.metrics.Distances(
         features, "mnist", splits.test, splits.train, splits.levels
     )
-    distances = of(model.sample(10_000, seed=0, verbose=0))
+    distances = of(model.sample(SAMPLES, seed=0, verbose=0))
     return f"{run}_mnist_frechet_distance", distances["mnist_frechet_distance"]
 
 
 def table(found):
-    lines = ["| preset | number | card | tensorflow | jax | torch |", "|---" * 6 + "|"]
+    lines = [f"| preset | number | card | {' | '.join(BACKENDS)} |", "|---" * 6 + "|"]
     for name, row in sorted(found.items()):
         cells = [f"{row[b]:.3f}" if b in row else "" for b in ("card", *BACKENDS)]
         lines.append(f"| `{name}` | {row['number']} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-BACKENDS, out, wrong = ("tensorflow", "jax", "torch"), Path(args.out), []
-out.parent.mkdir(parents=True, exist_ok=True)
-for name in args.presets or kgen.presets.list():
-    start, card = time.time(), kgen.presets.card(name)
-    model = kgen.models.GenerativeModel.from_preset(name)
-    model.compile()
-    key, value = measure(model, card)
-    old = {"number": key, "card": card["results"][key]}
-    found = json.loads(out.read_text()) if out.exists() else {}
-    same = found.get(name, {}).get("card") == old["card"]  # else of other weights
-    before = found[name] if same else {}
-    found[name] = before | old | {kgen.backend.name: value}
-    off = value - card["results"][key]
-    wrong += [name] if abs(off) > 1e-4 * abs(value) else []
-    print(
-        f"{name:36} {value:10.4f} {off:+.4f} {time.time() - start:6.0f} s", flush=True
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    out.write_text(json.dumps(found, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(found))
-if wrong:
-    raise SystemExit(f"Not the numbers of their cards: {', '.join(wrong)}.")
+    add_backend_flag(parser)
+    parser.add_argument("--presets", nargs="*", help="names; default: all")
+    parser.add_argument("--out", default="recipes/results/presets.json")
+    args = parser.parse_args()
+    out, wrong = Path(args.out), []
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for name in args.presets or kgen.presets.list():
+        start, card = time.time(), kgen.presets.card(name)
+        model = kgen.models.GenerativeModel.from_preset(name)
+        model.compile()
+        key, value = measure(model, card)
+        old = {"number": key, "card": card["results"][key]}
+        found = json.loads(out.read_text()) if out.exists() else {}
+        same = found.get(name, {}).get("card") == old["card"]  # else of other weights
+        before = found[name] if same else {}
+        found[name] = before | old | {kgen.backend.name: value}
+        off, seconds = value - card["results"][key], time.time() - start
+        wrong += [name] if abs(off) > 1e-4 * abs(value) else []
+        print(f"{name:36} {value:10.4f} {off:+.4f} {seconds:6.0f} s", flush=True)
+        out.write_text(json.dumps(found, indent=1) + "\n")
+        out.with_suffix(".md").write_text(table(found))
+    if wrong:
+        raise SystemExit(f"Not the numbers of their cards: {', '.join(wrong)}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -8,21 +8,21 @@ its tfds name; test images are shown, nothing is chosen by them.
 """
 
 import argparse
-import os
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+from backend_flag import add_backend_flag
 
 import keras
 import matplotlib
 import numpy as np
 from keras import ops
+from matplotlib import pyplot
 from scipy.special import ndtri
 
 import kgen
+from kgen.models import gan_losses as losses
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
 
 
 def save(figure, path):
@@ -112,8 +112,6 @@ def bounds(path, images):
 def generator_losses(path):
     """Generator losses with a minimum, and their derivatives by D's logit. On the left
     D is sure that an image is generated."""
-    from kgen.models import gan_losses as losses
-
     t = np.linspace(-8, 8, 400).astype("float32")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
     for loss in (losses.Minimax, losses.NonSaturating):
@@ -135,6 +133,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_backend_flag(parser)
     parser.add_argument("--out", default="recipes/results/figures")
     out = Path(parser.parse_args().out)
     splits = kgen.data.load("binarized_mnist")

@@ -3,38 +3,49 @@
     python recipes/gan_mlp_mnist.py --backend jax
 
 After: Goodfellow et al., "Generative Adversarial Nets", NIPS 2014, arXiv:1406.2661.
-Data: mnist, 256 levels: 54,000 train, 6,000 validation, 10,000 test. The last epoch's
-    weights are taken; 10,000 samples are measured against the test images, once.
+Data: mnist, 256 levels. The last epoch's weights are taken.
 Published: none by these features (kgen.metrics.mnist_features). By the paper's
     section 3, log(1 - D(G(z))) saturates early in training: see gradient_norms.png.
-Ours: the minimax generator's gradient is an order smaller from step 800 on, where D is
-    right on 95 % of the images. mnist_frechet_distance 294 (non-saturating) and 355
-    (minimax), the training images' own 1.20: both have collapsed to few digits, mostly
-    ones. Seed 0, JAX, 12 minutes on one busy core; recipes/results/gan_mlp_mnist.
+Recorded run: the minimax generator's gradient is an order smaller from step 800 on,
+    where D is right on 95 % of the images. Both generators have collapsed to few
+    digits, mostly ones.
 
 Differences from the paper:
-  1. Adam(2e-4, beta_1=0.5) in place of momentum, and no norm constraint on D's weights.
-  2. 100 latents, uniform; ten epochs in batches of 100, which are enough for the plot
-     and not for good digits.
+  1. Adam in place of momentum, and no norm constraint on D's weights.
+  2. 100 latents, uniform; a training that is long enough for the plot and not for good
+     digits.
 """
 
 import csv
 from pathlib import Path
 
-from adversarial import finish, prepare_runs, train
-from common import arguments, load
-
-args = arguments(
-    __doc__, "gan_mlp_mnist", data="mnist", epochs=10, batch_size=100, width=1200
-)
+from adversarial import run
 
 import keras
+import matplotlib
 import numpy as np
+from matplotlib import pyplot
 
 import kgen
 
+matplotlib.use("Agg")
+
 LOSSES = "non_saturating", "minimax"
 WINDOW = 20  # steps that a point of the plot is the mean of
+
+
+def build(args, splits, loss):
+    model = kgen.models.GAN(
+        splits.image_shape,
+        splits.levels,
+        latent_dim=100,
+        loss=loss,
+        architecture="mlp",
+        width=args.width,
+        prior="uniform",
+        gradient_norms=True,
+    )
+    return model, keras.optimizers.Adam(args.lr, beta_1=0.5)
 
 
 class Steps(keras.callbacks.Callback):
@@ -46,15 +57,10 @@ class Steps(keras.callbacks.Callback):
 
     def __init__(self, path):
         super().__init__()
-        self.path, self.rows = Path(path), []
+        self.path, self.rows = path, []
 
     def on_train_begin(self, logs=None):
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        step = self._step()  # as restored: 0 in a new run
-        # a line that a kill cut off is of a later step, or has no second column
-        rows = [row for row in csv.reader(lines) if len(row) > len(self.shown)]
-        rows = [row for row in rows if int(row[0]) <= step]
-        self.rows = [[int(row[0]), *map(float, row[1:])] for row in rows]
+        self.rows = read_steps(self.path, self._step())  # as restored: 0 in a new run
         with kgen.files.atomic(self.path) as unfinished:
             self._append(unfinished, self.rows)
 
@@ -84,48 +90,51 @@ class Steps(keras.callbacks.Callback):
             csv.writer(file).writerows(rows)
 
 
-def plot(path, runs):
+def steps_path(args, loss):
+    return Path(args.out) / f"{loss}_steps.csv"
+
+
+def read_steps(path, last=float("inf")):
+    """The rows of `Steps` until step `last`; none where there is no file."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    # a line that a kill cut off is of a later step, or has no second column
+    rows = [row for row in csv.reader(lines) if len(row) > len(Steps.shown)]
+    rows = [row for row in rows if int(row[0]) <= last]
+    return [[int(row[0]), *map(float, row[1:])] for row in rows]
+
+
+def plot(args):
     """The generators' gradient norms and D's accuracies over the steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(8, 7), sharex=True)
-    for name, steps in runs.items():
-        if not steps.rows:  # trained before, and the file is gone
+    for loss in LOSSES:
+        rows = read_steps(steps_path(args, loss))
+        if not rows:  # trained before, and the file is gone
             continue
-        step, norm, *right = np.array(steps.rows).T
-        above.plot(step, norm, label=name, lw=1)
-        below.plot(step, np.mean(right, axis=0), label=name, lw=1)
+        step, norm, *right = np.array(rows).T
+        above.plot(step, norm, label=loss, lw=1)
+        below.plot(step, np.mean(right, axis=0), label=loss, lw=1)
     above.set(yscale="log", ylabel="||gradient of G's weights||")
     below.set(xlabel="step", ylabel="D's accuracy, both kinds of images")
     for axis in (above, below):
         axis.grid(alpha=0.3)
         axis.legend()
     figure.tight_layout()
+    path = Path(args.out) / "gradient_norms.png"
     with kgen.files.atomic(path) as unfinished:
         figure.savefig(unfinished, dpi=100, format="png")
     print(path)
 
 
-splits = load(args)
-models, watched, seconds = {}, {}, 0.0
-prepare_runs(args, LOSSES, [f"{loss}_steps.csv" for loss in LOSSES])
-for loss in LOSSES:
-    keras.utils.set_random_seed(args.seed)
-    model = kgen.models.GAN(
-        splits.image_shape,
-        splits.levels,
-        latent_dim=100,
-        loss=loss,
-        architecture="mlp",
-        width=args.width,
-        prior="uniform",
-        gradient_norms=True,
+if __name__ == "__main__":
+    run(
+        __doc__,
+        build,
+        "mnist",
+        losses=LOSSES,
+        callbacks=lambda args, loss: [Steps(steps_path(args, loss))],
+        plot=plot,
+        epochs=10,
+        batch_size=100,
+        lr=2e-4,
+        width=1200,
     )
-    model.compile(keras.optimizers.Adam(args.lr or 2e-4, beta_1=0.5))
-    models[loss], watched[loss] = model, Steps(f"{args.out}/{loss}_steps.csv")
-    seconds += train(args, splits, loss, model, [watched[loss]])
-plot(Path(args.out) / "gradient_norms.png", watched)
-finish(args, splits, models, seconds, alike=False)

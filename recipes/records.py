@@ -11,13 +11,15 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+import keras
+
+import kgen
+
 
 def prepare(out, resume, also=()):
     """Makes the folder of the results. Without `resume`, what an earlier run left there
     is moved to a folder of its own: `also` names what a recipe leaves beside the usual.
     """
-    import kgen
-
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / f".writable{os.getpid()}").touch()
@@ -47,7 +49,8 @@ def _put_aside(out, also):
         number += 1
     aside = out / f"earlier_{number}"
     aside.mkdir()
-    for path in [*(out / name for name in there), *out.glob("*.png")]:
+    paths = [*(out / name for name in there), *out.glob("*.png"), *out.glob("*.csv")]
+    for path in dict.fromkeys(paths):  # history.csv is of both
         path.rename(aside / path.name)
     print(f"moved the earlier run to {aside} (--resume goes on with it)", flush=True)
 
@@ -67,8 +70,6 @@ def training(args, seconds):
 def rows_until(history, epoch):
     """The least `val_loss` of an interrupted run's epochs before `epoch`, or None. Of
     later ones, which are to come again, the rows are removed."""
-    import kgen
-
     if not history.exists():
         return None
     with open(history, newline="") as file:
@@ -88,10 +89,6 @@ def parameters(model):
 
 def write_results(path, args, model, splits, results):
     """Writes the card of a run, and returns it."""
-    import keras
-
-    import kgen
-
     card = {
         "recipe": args.name,
         "command": shlex.join(

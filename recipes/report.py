@@ -6,6 +6,7 @@
 
 Each `metrics.json` is one run; runs that differ by their seed alone become a mean and a
 standard deviation. `published.json` has the systems' names and the papers' numbers.
+`describe_runs` is what --help of a recipe prints of its runs.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import numpy as np
 
 from kgen import files
 
+RESULTS = Path(__file__).parent / "results"
 SAMPLES = 10_000  # of a GAN, unless its row has another number
 BEGIN, END = "<!-- results: make results -->", "<!-- /results -->"
 _LIKELIHOODS = (
@@ -206,6 +208,51 @@ def distance_rows(found, systems):
             each = _run_columns(cards, len(runs_of(results)))
             rows.append((cards[0]["data"], first, [name, *cells, *each]))
     return _by_data(rows)
+
+
+def distance_lines(results):
+    """A line for each measure of GANs: that of each run, in brackets that of the
+    training images."""
+    names, lines = runs_of(results), []
+    for key in results:
+        measure = key.removeprefix(f"{names[0]}_") if names else key
+        if measure == key or measure.endswith(("_floor", "_images", "_se")):
+            continue
+        values = "  ".join(f"{results[f'{name}_{measure}']:.4g}" for name in names)
+        floor, spread = results[f"{names[0]}_{measure}_floor"], ""
+        if f"mean_{measure}" in results:
+            mean, deviation = (results[f"{k}_{measure}"] for k in ("mean", "stdev"))
+            spread = f"  mean {mean:.4g} +- {deviation:.2g}"
+        lines.append(f"{measure:28}{values}{spread}  ({floor:.4g})")
+    return lines
+
+
+def describe_runs(script, folder=RESULTS):
+    """The recorded runs of a recipe's file, for its --help."""
+    cards = [json.loads(p.read_text()) for p in sorted(folder.glob("*/metrics.json"))]
+    cards = [c for c in cards if c["command"].split()[1] == f"recipes/{script}"]
+    return "\n".join(map(_describe_run, cards)) or "Ours: not recorded yet.\n"
+
+
+def _describe_run(card):
+    """A run's settings and numbers, in lines."""
+    results, names = card["results"], runs_of(card["results"])
+    backend = _BACKENDS.get(card["backend"], card["backend"])
+    lines = [
+        f"{card['command']}, seed {card['seed']}, {card['date']}",
+        card["data"],
+        f"{card['parameters']:,} parameters, {_time(results['training_seconds'])} of "
+        f"training, {backend}, {card['machine']}, {card['device']}",
+    ]
+    if names:
+        images = f"{results[f'{names[0]}_mnist_images']:,.0f} samples"
+        lines += [f"{images} of {', '.join(names)} (of as many training images)"]
+        lines += distance_lines(results)
+    else:
+        ends = ("_nats", "_bits_per_dim", "_stderr", "_accuracy")
+        lines += [f"{k:32}{v:.4f}" for k, v in results.items() if k.endswith(ends)]
+    head = f"Ours, recipes/results/{card['recipe']}/metrics.json:"
+    return "\n  ".join([head, *lines]) + "\n"
 
 
 def _shape(data):

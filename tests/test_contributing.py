@@ -72,6 +72,50 @@ def test_loss_of_ones_own_may_compare_with_real_images(digits, tmp_path):
     np.testing.assert_array_equal(loaded.sample(2, seed=0), model.sample(2, seed=0))
 
 
+@keras.saving.register_keras_serializable(package="tests")
+class WithClasses(Relativistic):
+    """A. Odena, C. Olah, J. Shlens. Conditional image synthesis with auxiliary
+    classifier GANs. ICML 2017: D also names the class, by three further outputs."""
+
+    heads, threshold, relativistic = 3, 0.0, False
+
+    def discriminator(self, real, generated, labels):
+        of_class = -ops.sum(labels * ops.log_softmax(real[:, 1:], axis=-1), axis=-1)
+        return ops.softplus(-real[:, 0]) + ops.softplus(generated[:, 0]) + of_class
+
+    def generator(self, generated, labels):
+        log_p = ops.log_softmax(generated[:, 1:], axis=-1)
+        return ops.softplus(-generated[:, 0]) - ops.sum(labels * log_p, axis=-1)
+
+
+def test_discriminator_may_have_further_heads(digits):
+    """D learns to name the class, which the loss alone asks of it."""
+    labels = np.repeat(np.arange(3), 24)
+    x = np.zeros((72, 8, 8, 1), "uint8") + 4 * labels[:, None, None, None]
+    inputs = [keras.Input((8, 8, 1)), keras.Input((3,))]
+    h = keras.layers.Dense(8, "relu")(keras.layers.Flatten()(inputs[0]))
+    D = keras.Model(inputs, keras.layers.Dense(4)(h))
+    settings = {"discriminator": D, "gradient_norms": False, "loss": WithClasses()}
+    model = zoo.new("gan", num_classes=3, **settings)
+    model.compile(keras.optimizers.Adam(0.02))
+    model.fit(x, labels, batch_size=24, epochs=40, verbose=0)
+    one_hot = np.eye(3, dtype="float32")[labels]
+    outputs = numpy(D([zoo.tensor(x / 16.0), zoo.tensor(one_hot)]))
+    assert np.mean(outputs[:, 1:].argmax(axis=1) == labels) > 0.95
+    np.testing.assert_allclose(
+        numpy(model.discriminate(x, labels)), outputs[:, 0], atol=1e-5
+    )
+    plain = zoo.new("gan", num_classes=3).discriminator
+    with pytest.raises(ValueError, match=r"discriminator must give \(None, 4\)"):
+        zoo.new("gan", num_classes=3, loss=WithClasses(), discriminator=plain)
+
+
+@pytest.mark.parametrize("penalty", [3, object(), lambda *args: 0.0])
+def test_objects_that_are_no_penalties_raise(penalty):
+    with pytest.raises(ValueError, match="penalties must be objects"):
+        zoo.new("gan", penalties=[penalty])
+
+
 @pytest.mark.parametrize("loss", [Relativistic, 3, object()])
 def test_objects_that_are_no_losses_raise(loss):
     with pytest.raises(ValueError, match="loss must be one of .*; got"):

@@ -18,7 +18,13 @@ import kgen
 from kgen import backend
 from kgen.models import GAN
 from kgen.models.gan import Prior, warm_up_decay
-from kgen.models.gan_losses import gradient_penalty, loss_of, norms, r1_penalty
+from kgen.models.gan_losses import (
+    GradientPenalty,
+    R1Penalty,
+    R2Penalty,
+    loss_of,
+    norms,
+)
 from kgen.optimizers import Alternating
 
 
@@ -235,21 +241,26 @@ def test_each_image_has_noise_and_penalty_anew():
     assert logs["discriminator_gradient_norm"][0] == pytest.approx(slope, rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["gradient_penalty", "r1_penalty"])
+@pytest.mark.parametrize("kind", ["gradient_penalty", "r1_penalty", "r2_penalty"])
 def test_penalties_agree_with_central_differences(kind):
     """Value, and gradient by D's weights through the gradient by images. For the
     gradient penalty generated images equal the real ones, and so all between them."""
     real, made = 0.25, 0.25 if kind == "gradient_penalty" else 0.6
     D = two_layers()
     networks = {"generator": constant_generator(made), "discriminator": D}
-    penalties = {"gradient_penalty": 0.0, "r1_penalty": 0.0} | {kind: 3.0}
-    model = gan(loss="wasserstein", **penalties, **networks)
+    named = {"gradient_penalty": 0.0, "r1_penalty": 0.0}
+    penalties = {"penalties": [R2Penalty(3.0)]} if kind == "r2_penalty" else {kind: 3.0}
+    model = gan(loss="wasserstein", **named | penalties, **networks)
+    same = GAN.from_config(model.get_config())
+    same.set_weights(model.get_weights())
+    model, D = same, same.discriminator
     model.compile(generator_optimizer=SGD(0.0), discriminator_optimizer=SGD(0.01))
 
     def objective(weights):
         V, v = weights[:320].reshape(64, 5), weights[320:]
         at_real, at_made = (np.tanh(V.T @ np.full(64, x)) for x in (real, made))
-        size = np.linalg.norm(V @ ((1 - at_real**2) * v))
+        there = at_made if kind == "r2_penalty" else at_real
+        size = np.linalg.norm(V @ ((1 - there**2) * v))
         penalty = (size - 1) ** 2 if kind == "gradient_penalty" else size**2 / 2
         return 3.0 * penalty + (at_made - at_real) @ v
 
@@ -267,19 +278,26 @@ def test_norms_and_penalties_of_a_gradient(rng):
     g = rng.normal(size=(6, *SHAPE)).astype("float32")
     g[:2] = 0.0
     size = np.linalg.norm(g.reshape(6, -1), axis=1)
+
+    def at(penalty):
+        seed = keras.random.SeedGenerator(0)
+        return lambda g: penalty(lambda x: g, 0.0 * g, 0.0 * g, seed)
+
     for fn, expected in (
         (norms, size),
-        (gradient_penalty, (size - 1) ** 2),
-        (r1_penalty, size**2 / 2),
+        (at(GradientPenalty(1.0)), (size - 1) ** 2),
+        (at(R1Penalty(1.0)), size**2 / 2),
+        (at(R2Penalty(3.0)), 3 * size**2 / 2),
     ):
         np.testing.assert_allclose(numpy(fn(tensor(g))), expected, rtol=1e-5)
-    slope = derivative(gradient_penalty, g)
+    slope = derivative(at(GradientPenalty(1.0)), g)
     assert np.all(slope[:2] == 0.0) and np.all(np.isfinite(slope))
 
 
 def test_penalties_are_of_each_image_alone(digits):
     """So D has no batch statistics: another image changes no other's gradient."""
-    for options in ({}, {"gradient_penalty": 1.0}, {"r1_penalty": 1.0}):
+    own = {"penalties": [R2Penalty(1.0)]}
+    for options in ({}, {"gradient_penalty": 1.0}, {"r1_penalty": 1.0}, own):
         D = gan(architecture="infogan", **options).discriminator
         kinds = [type(layer) for layer in D.layers]
         assert (layers.BatchNormalization in kinds) == (not options)

@@ -1,8 +1,10 @@
 """The recipes as a user runs them: scripts, in an empty folder, to the SavedModel.
 By default each backend runs one: models have tests of their own on each."""
 
+import ast
 import csv
 import json
+import os
 import re
 import runpy
 import signal
@@ -19,6 +21,7 @@ import zoo
 from PIL import Image
 
 import kgen
+import report
 
 RECIPES = zoo.TESTS.parent / "recipes"
 DIGITS = ("--data", "digits")  # 8x8: pixels are sampled quickly
@@ -41,7 +44,7 @@ def recipe(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(RECIPES)
     monkeypatch.chdir(tmp_path)
     yield run
-    for module in ("adversarial", "common", "records"):
+    for module in ("adversarial", "backend_flag", "records", "run"):
         sys.modules.pop(module, None)
 
 
@@ -189,6 +192,46 @@ def test_feature_recipe_writes_model_and_baselines(recipe, capsys):
         assert results[f"{kind}_100_mnist_frechet_distance_floor"] > 0
 
 
+# Help
+
+
+@pytest.mark.once
+def test_help_has_our_number_from_the_record(recipe, capsys):
+    for name in ("nade_binarized_mnist", "gan_losses", "mnist_features"):
+        with pytest.raises(SystemExit):
+            recipe(name, "--help")
+        printed = capsys.readouterr().out
+        records = sorted((RECIPES / "results").glob(f"{name}*/metrics.json"))
+        assert printed.count("Ours, recipes/results/") == len(records) > 0
+        for path in records:
+            card = json.loads(path.read_text())
+            assert card["command"] in printed and card["data"] in printed
+            assert f"{card['parameters']:,} parameters" in printed
+            for key, value in card["results"].items():
+                if re.search("_nats$|_accuracy$", key):
+                    assert re.search(rf"  {key} +{value:.4f}\n", printed)
+                if key.endswith("frechet_distance"):
+                    assert f"  {value:.4g}" in printed
+    assert report.describe_runs("new.py") == "Ours: not recorded yet.\n"
+
+
+@pytest.mark.once
+def test_each_card_leaves_our_number_to_the_record():
+    for path in RECIPES.glob("*.py"):
+        card = ast.get_docstring(ast.parse(path.read_text()))
+        assert "\nOurs" not in card, path.name
+
+
+@pytest.mark.once
+def test_recipes_without_kgen_name_the_installation():
+    """-S: no installed packages."""
+    command = [sys.executable, "-S", RECIPES / "fvbn_binarized_mnist.py", "--help"]
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "pip install -e ." in done.stderr
+
+
 # Resumed
 
 KILLED = """
@@ -307,11 +350,11 @@ def test_other_data_than_mnist_warn_once(recipe, rng, monkeypatch):
     splits = types.SimpleNamespace(name="binarized_mnist", levels=2, train=x)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        adversarial._distances(splits, x)
+        adversarial.make_distances(splits, x)
     splits.name = "garments"
     with pytest.warns(UserWarning, match="garments are over .* of MNIST") as caught:
         for _ in range(2):
-            adversarial._distances(splits, x)
+            adversarial.make_distances(splits, x)
     assert sum("garments" in str(w.message) for w in caught) == 1
 
 

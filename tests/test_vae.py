@@ -105,6 +105,36 @@ def test_vae_densities_and_samples_match_the_integral(levels):
     check_density(model, vae_log_prob(model, x))
 
 
+def test_latents_of_another_shape_are_the_same_latents():
+    """(1, 2) in place of 2, and the same weights; the default networks reshape them."""
+    plain, sizes = vae(num_classes=2), {"hidden_units": (6,), "activation": "tanh"}
+    model = VAE(PIXELS, num_classes=2, latent_dim=(1, 2), **sizes)
+    model.set_weights(plain.get_weights())
+    labels = np.arange(len(IMAGES)) % 2
+    z = np.random.default_rng(0).normal(size=(3, 1, 2)).astype("float32")
+    pairs = [
+        (m.elbo(IMAGES, labels), m.log_prob(IMAGES, 7, labels), m.sample(5, seed=1))
+        for m in (plain, model)
+    ]
+    for a, b in zip(*pairs, strict=True):
+        np.testing.assert_allclose(numpy(a), numpy(b), rtol=1e-6)
+    encoded = [m.encode(IMAGES, labels) for m in (plain, model)]
+    for a, b in zip(*encoded, strict=True):
+        assert b.shape == (len(IMAGES), 1, 2)
+        np.testing.assert_allclose(numpy(a), numpy(b)[:, 0], rtol=1e-6)
+    decoded = [
+        m.decode(z.reshape(3, *m.latent_shape), [0, 1, 1]) for m in (plain, model)
+    ]
+    np.testing.assert_allclose(*map(numpy, decoded), rtol=1e-6)
+    again = VAE.from_config(model.get_config())
+    again.compile("sgd")
+    logs = again.evaluate(IMAGES, labels, verbose=0)
+    assert np.isfinite(list(logs.values())).all()
+    again.fit(IMAGES, labels, verbose=0)
+    with pytest.raises(ValueError, match=r"expected \(batch, 1, 2\)"):
+        model.decode(z[:, 0], [0, 1, 1])
+
+
 class WidePrior(VAE):
     """p(z) = N(0, 4 I); the divergence is estimated by the z at hand."""
 

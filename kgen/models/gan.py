@@ -11,10 +11,6 @@ sources, are in gan_losses.py, default networks in networks.py.
     a step:  `discriminator_steps` times   z drawn, D minimizes its loss + penalties
              once                          z drawn anew, G minimizes its loss
 
-    gradient penalty   lambda (||grad D(x^)||_2 - 1)^2, x^ = a x + (1 - a) G(z),
-                       a ~ U(0, 1) of each image
-    R1                 gamma / 2 ||grad D(x)||_2^2
-
 Implementation choices: D takes real and generated images in separate passes. Both
 networks are in training mode in both steps, so moving statistics of batch normalisation
 follow each training pass: D's two in its own step, one more for each penalty, one in
@@ -22,6 +18,8 @@ G's; G's one in each. `evaluate`, `sample` and the others use them.
 
 Shapes: B batch, L latents, (H, W, C) image, K classes.
 """
+
+import functools
 
 import keras
 import numpy as np
@@ -31,7 +29,6 @@ from kgen import backend, random
 from kgen.checks import (
     boolean,
     fraction,
-    not_negative,
     one_of,
     positive,
     prepare_latents,
@@ -66,6 +63,7 @@ class GAN(GenerativeModel):
         gradient_penalty: lambda; by default 10 for a "wasserstein" critic that nothing
             else restrains, else 0.
         r1_penalty: gamma.
+        penalties: of D, further ones, objects; see kgen/models/gan_losses.py.
         weight_clip: c, D's weights are clipped to [-c, c] after each of its steps
             (Arjovsky et al., algorithm 1); None for no clipping.
         spectral_norm: whether D's layers are spectrally normalised.
@@ -81,7 +79,8 @@ class GAN(GenerativeModel):
         generator: your own, from z (B, L) [and one-hot labels (B, K)] to images in 0..1
             (B, H, W, C). Give Dropout a seed, for runs that repeat.
         discriminator: your own, from images in 0..1 (B, H, W, C) [and one-hot labels
-            (B, K)] to logits (B, 1); of what restrains it, only the arguments count.
+            (B, K)] to logits (B, 1), or (B, 1 + M) for a loss of M heads; of what
+            restrains it, only the arguments count.
 
     Metrics, means over images: `discriminator_loss` without penalties and
     `generator_loss`, `loss` their sum, no measure of quality; D's
@@ -119,6 +118,7 @@ class GAN(GenerativeModel):
         gradient_norms=False,
         generator=None,
         discriminator=None,
+        penalties=(),
         **kwargs,
     ):
         super().__init__(image_shape, levels, num_classes, **kwargs)
@@ -127,9 +127,14 @@ class GAN(GenerativeModel):
         self.kind = losses.loss_of(loss)
         self.architecture, self.width = architecture, width
         if gradient_penalty is None:
-            restrained = weight_clip is not None or spectral_norm or r1_penalty
+            others = spectral_norm or r1_penalty or penalties
+            restrained = weight_clip is not None or others
             gradient_penalty = 10.0 * (loss == "wasserstein" and not restrained)
         self.gradient_penalty, self.r1_penalty = gradient_penalty, r1_penalty
+        named = losses.GradientPenalty(gradient_penalty), losses.R1Penalty(r1_penalty)
+        losses.check_penalties(penalties)
+        self.own_penalties = list(penalties)
+        self.penalties = [*(p for p in named if p.weight), *penalties]
         self.weight_clip, self.spectral_norm = weight_clip, spectral_norm
         self.discriminator_steps, self.ema = discriminator_steps, ema
         self.gradient_norms = gradient_norms
@@ -182,6 +187,9 @@ class GAN(GenerativeModel):
             self.average.trainable = False
         super().compile(optimizer, **kwargs)
 
+    def _one_hot(self, labels):
+        return None if labels is None else self.one_hot(labels)
+
     def _given(self, x, labels):
         """What a network takes: `x`, or with labels also the one-hot of them."""
         return x if labels is None else [x, self.one_hot(labels)]
@@ -191,50 +199,51 @@ class GAN(GenerativeModel):
         network = network or self.generator
         return ops.cast(network(self._given(z, labels), training=training), "float32")
 
+    def _outputs(self, x, labels=None, training=False):
+        """All that D says of images in 0..1, the logit first: float32 (B, 1 + M)."""
+        outputs = self.discriminator(self._given(x, labels), training=training)
+        return ops.cast(outputs, "float32")
+
     def _logits(self, x, labels=None, training=False):
         """D(x) of images in 0..1: float32 (B,)."""
-        logits = self.discriminator(self._given(x, labels), training=training)
-        return ops.cast(logits, "float32")[:, 0]
+        return self._outputs(x, labels, training)[:, 0]
 
     def _real(self, x):
         return ops.cast(self.scale(x), "float32")  # (B, H, W, C) in 0..1
 
     def _discriminator_terms(self, real, generated, labels=None, training=False):
-        real_logits = self._logits(real, labels, training)  # (B,)
-        generated_logits = self._logits(generated, labels, training)
-        loss = self.kind.discriminator(real_logits, generated_logits)
-        measures = losses.measure(self.kind, real_logits, generated_logits)
+        of_real = self._outputs(real, labels, training)  # (B, 1 + M)
+        of_generated = self._outputs(generated, labels, training)
+        loss = losses.discriminator_loss(
+            self.kind, of_real, of_generated, self._one_hot(labels)
+        )
+        measures = losses.measure(self.kind, of_real[:, 0], of_generated[:, 0])
         return {"discriminator_loss": loss} | measures
 
     def _train_discriminator(self, real, labels, weight):
-        def score(x):
-            return self._logits(x, labels, training=True)
+        def gradient_at(x):
+            score = functools.partial(self._logits, labels=labels, training=True)
+            return self.input_gradient(score, x)
 
         def loss():
-            n = ops.shape(real)[0]
-            z = self.prior.draw(n, self.seed_generator)  # (B, L)
+            z = self.prior.draw(ops.shape(real)[0], self.seed_generator)  # (B, L)
             generated = ops.stop_gradient(self.make(z, labels, training=True))
             terms = self._discriminator_terms(real, generated, labels, training=True)
             total = terms["discriminator_loss"]  # (B,)
-            if self.gradient_penalty:
-                a = losses.mixing_weights(n, self.seed_generator)  # (B, 1, 1, 1)
-                between = a * real + (1.0 - a) * generated
-                gradient = self.input_gradient(score, between)
-                penalty = losses.gradient_penalty(gradient)  # (B,)
-                total = total + self.gradient_penalty * penalty
-            if self.r1_penalty:
-                gradient = self.input_gradient(score, real)
-                total = total + self.r1_penalty * losses.r1_penalty(gradient)
+            for penalty in self.penalties:
+                images = real, generated
+                total = total + penalty(gradient_at, *images, self.seed_generator)
             return self.objective(total, weight), terms
 
         return self._minimize(loss, "discriminator")
 
     def _generator_loss(self, generated, real, labels, training=False):
-        def real_logits():
-            return self._logits(real, labels, training)
+        def of_real():
+            return self._outputs(real, labels, training)
 
-        logits = self._logits(generated, labels, training)  # (B,)
-        return losses.generator_loss(self.kind, logits, real_logits)  # (B,)
+        outputs = self._outputs(generated, labels, training)  # (B, 1 + M)
+        one_hot = self._one_hot(labels)
+        return losses.generator_loss(self.kind, outputs, of_real, one_hot)  # (B,)
 
     def _train_generator(self, real, labels, weight):
         def loss():
@@ -303,7 +312,7 @@ class GAN(GenerativeModel):
     def generate(self, z, labels=None, gradients=False):
         """G(z) of latents (B, L) [and labels, (B,) or one for all]: float32
         (B, H, W, C) in 0..levels-1. `gradients`: see GenerativeModel."""
-        z = prepare_latents(z, self.latent_dim)
+        z = prepare_latents(z, (self.latent_dim,))
         given = [z]
         if self.num_classes is not None:
             one = isinstance(labels, (int, np.integer))
@@ -338,24 +347,34 @@ class GAN(GenerativeModel):
 
     def get_config(self):
         config = super().get_config() | serialize_networks(self, self._own_networks)
+        serialize = keras.saving.serialize_keras_object
+        config["penalties"] = [serialize(p) for p in self.own_penalties]
         if self.kind in losses.LOSSES.values():
             return config | {"loss": self.kind.name}
-        return config | {"loss": keras.saving.serialize_keras_object(self.kind)}
+        return config | {"loss": serialize(self.kind)}
 
     @classmethod
     def from_config(cls, config):
         own = ["generator", "discriminator"]
         own += ["loss"] if isinstance(config.get("loss"), dict) else []
+        penalties = map(_made, config.get("penalties", ()))
+        config = config | {"penalties": list(penalties)}
         return cls(**deserialize_networks(config, *own))
 
 
 # Arguments
 
 
+def _made(config):
+    """An object of its configuration, or itself."""
+    if not isinstance(config, dict):
+        return config
+    return keras.saving.deserialize_keras_object(config)
+
+
 def check_settings(model, generator, discriminator):
     """Raises a ValueError on arguments of a GAN that cannot be. Returns the names of
     the networks that are the user's own."""
-    not_negative(gradient_penalty=model.gradient_penalty, r1_penalty=model.r1_penalty)
     boolean(spectral_norm=model.spectral_norm, gradient_norms=model.gradient_norms)
     if model.ema is not None:
         fraction(ema=model.ema)

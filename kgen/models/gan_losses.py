@@ -6,7 +6,12 @@ Each class has `discriminator(real, generated)`, what D minimizes, and
 an image for a real one; None for a critic, whose scores have no such value. A user's
 own loss is an object of the same form, with `get_config` and `from_config`, of a class
 that is registered with Keras; with `relativistic = True` its method is
-`generator(generated, real)`.
+`generator(generated, real)`. With `heads = M` the discriminator, a user's own, gives M
+outputs beside the logit; the methods get all of them, (B, 1 + M) in place of (B,), and
+`labels=`, one-hot (B, K) or None.
+
+A penalty is called with (gradient_at, real, generated, seed), where gradient_at(x) is
+the gradient of D at images x, seed a Keras seed generator, and returns (B,).
 
 sigma is the logistic function, softplus(t) = log(1 + e^t) = -log sigma(-t), so that no
 logarithm of a probability is taken; all are float32 and finite for logits of +-1e4.
@@ -16,7 +21,7 @@ import keras
 from keras import ops
 
 from kgen import random
-from kgen.checks import one_of
+from kgen.checks import not_negative, one_of
 
 
 class Minimax:
@@ -105,7 +110,8 @@ class Wasserstein:
         return -generated
 
 
-_METHODS = ("discriminator", "generator", "get_config", "from_config")
+_NEEDS = ("get_config", "from_config")
+_METHODS = ("discriminator", "generator", *_NEEDS)
 LOSSES = {
     kind.name: kind
     for kind in (Minimax, NonSaturating, LeastSquares, Hinge, Wasserstein)
@@ -126,12 +132,26 @@ def loss_of(loss):
     return LOSSES[loss]
 
 
-def generator_loss(kind, generated, real):
-    """G's loss (B,), from logits and, for a loss that compares, a function that gives
-    those of real images."""
-    if getattr(kind, "relativistic", False):
-        return kind.generator(generated, real())
-    return kind.generator(generated)
+def discriminator_loss(kind, real, generated, labels):
+    """D's loss (B,), from its outputs (B, 1 + M)."""
+    if heads(kind):
+        return kind.discriminator(real, generated, labels=labels)
+    return kind.discriminator(real[:, 0], generated[:, 0])
+
+
+def generator_loss(kind, generated, real, labels):
+    """G's loss (B,), from D's outputs (B, 1 + M) and, for a loss that compares, a
+    function that gives those of real images."""
+    compares = getattr(kind, "relativistic", False)
+    outputs = [generated, real()] if compares else [generated]
+    if heads(kind):
+        return kind.generator(*outputs, labels=labels)
+    return kind.generator(*[output[:, 0] for output in outputs])
+
+
+def heads(kind):
+    """M, outputs of D beside the logit."""
+    return getattr(kind, "heads", 0)
 
 
 def measures(kind):
@@ -142,7 +162,7 @@ def measures(kind):
 
 
 def measure(kind, real, generated):
-    """How well D tells the two apart, by its logits: {name: (B,)}."""
+    """How well D tells the two apart, by its logits (B,): {name: (B,)}."""
     if getattr(kind, "threshold", None) is None:
         values = [real - generated]
     else:
@@ -170,19 +190,61 @@ def mixing_weights(n, seed):
     return random.of_batch(lambda n: draw((n, 1, 1, 1), seed=seed), n)
 
 
-def gradient_penalty(gradient):
-    """(||grad D(x^)||_2 - 1)^2 of each image, from that gradient: (B,).
+@keras.saving.register_keras_serializable(package="kgen")
+class GradientPenalty:
+    """weight (||grad D(x^)||_2 - 1)^2, x^ = a x + (1 - a) G(z), a ~ U(0, 1).
 
     I. Gulrajani, F. Ahmed, M. Arjovsky, V. Dumoulin, A. Courville. Improved Training of
         Wasserstein GANs. NIPS 2017, arXiv:1704.00028, eq. 3
     """
-    return ops.square(norms(gradient) - 1.0)
+
+    def __init__(self, weight=10.0):
+        not_negative(gradient_penalty=weight)
+        self.weight = weight
+
+    def __call__(self, gradient_at, real, generated, seed):
+        a = mixing_weights(ops.shape(real)[0], seed)  # (B, 1, 1, 1)
+        gradient = gradient_at(a * real + (1.0 - a) * generated)
+        return self.weight * ops.square(norms(gradient) - 1.0)
+
+    def get_config(self):
+        return {"weight": self.weight}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
 
 
-def r1_penalty(gradient):
-    """||grad D(x)||_2^2 / 2 of each real image, from that gradient: (B,).
+@keras.saving.register_keras_serializable(package="kgen")
+class R1Penalty(GradientPenalty):
+    """weight / 2 ||grad D(x)||_2^2 of real images.
 
     L. Mescheder, A. Geiger, S. Nowozin. Which Training Methods for GANs do actually
         Converge? ICML 2018, arXiv:1801.04406, eq. 9
     """
-    return 0.5 * squared_norms(gradient)
+
+    def __init__(self, weight):
+        not_negative(r1_penalty=weight)
+        self.weight = weight
+
+    def __call__(self, gradient_at, real, generated, seed):
+        return 0.5 * self.weight * squared_norms(gradient_at(real))
+
+
+@keras.saving.register_keras_serializable(package="kgen")
+class R2Penalty(R1Penalty):
+    """weight / 2 ||grad D(G(z))||_2^2, of generated images: eq. 10 there."""
+
+    def __call__(self, gradient_at, real, generated, seed):
+        return 0.5 * self.weight * squared_norms(gradient_at(generated))
+
+
+def check_penalties(penalties):
+    """A ValueError unless these are penalties."""
+    for penalty in penalties:
+        if not callable(penalty) or not all(hasattr(penalty, n) for n in _NEEDS):
+            raise ValueError(
+                "penalties must be objects that are called, with methods "
+                f"{', '.join(_NEEDS)}, such as kgen.models.gan_losses.R1Penalty(1.0); "
+                f"got {penalty!r}."
+            )

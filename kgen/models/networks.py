@@ -23,11 +23,14 @@ Shapes: B batch, L latents, (H, W, C) image, P likelihood parameters a pixel, F 
 K classes.
 """
 
+import math
+
 import keras
 from keras import layers, ops
 
 from kgen.checks import one_of, positive
 from kgen.layers import Crop, SpectralNorm
+from kgen.models.gan_losses import heads
 
 # A user's own
 
@@ -84,21 +87,22 @@ def deserialize_networks(config, *names):
 # VAE
 
 
-def vae_networks(encoder, decoder, *, image_shape, latent_dim, num_params, **sizes):
+def vae_networks(encoder, decoder, *, image_shape, latent_shape, num_params, **sizes):
     """A VAE's encoder and decoder: those given, once checked, or the default ones."""
-    outputs, params = 2 * latent_dim, (*image_shape[:2], num_params)
+    outputs = (*latent_shape[:-1], 2 * latent_shape[-1])
+    params = (*image_shape[:2], num_params)
     encoder = encoder or build_encoder(image_shape, outputs, **sizes)
-    decoder = decoder or build_decoder(latent_dim, params, **sizes)
+    decoder = decoder or build_decoder(latent_shape, params, **sizes)
     K = sizes["num_classes"]
-    check_network("encoder", encoder, image_shape, K, (outputs,))
-    check_network("decoder", decoder, (latent_dim,), K, params)
+    check_network("encoder", encoder, image_shape, K, outputs)
+    check_network("decoder", decoder, latent_shape, K, params)
     return encoder, decoder
 
 
 def build_encoder(
-    image_shape, outputs, *, num_classes, hidden_units, filters, **hidden
+    image_shape, output_shape, *, num_classes, hidden_units, filters, **hidden
 ):
-    """Scaled images (B, H, W, C) [and one-hot labels (B, K)] -> (B, outputs).
+    """Scaled images (B, H, W, C) [and one-hot labels (B, K)] -> (B, *output_shape).
 
     `hidden` has the activation and the dtype of the hidden layers.
     """
@@ -112,19 +116,23 @@ def build_encoder(
         h = layers.Concatenate(dtype=hidden["dtype"])([h, inputs[1]])
     for units in hidden_units:
         h = layers.Dense(units, **hidden)(h)
-    h = layers.Dense(outputs, dtype=hidden["dtype"])(h)
+    h = layers.Dense(math.prod(output_shape), dtype=hidden["dtype"])(h)
+    if len(output_shape) > 1:
+        h = layers.Reshape(output_shape, dtype=hidden["dtype"])(h)
     return keras.Model(inputs, h, name="encoder")
 
 
 def build_decoder(
-    latent_dim, output_shape, *, num_classes, hidden_units, filters, **hidden
+    latent_shape, output_shape, *, num_classes, hidden_units, filters, **hidden
 ):
-    """z (B, L) [and one-hot labels (B, K)] -> `output_shape`, (B, H, W, P)."""
-    inputs = [layers.Input((latent_dim,))]
-    h = inputs[0]  # (B, L)
+    """z (B, *latent_shape) [and one-hot labels (B, K)] -> (B, H, W, P)."""
+    inputs = [layers.Input(latent_shape)]
+    h = inputs[0]
+    if len(latent_shape) > 1:
+        h = layers.Flatten(dtype=hidden["dtype"])(h)  # (B, L)
     if num_classes:
         inputs.append(layers.Input((num_classes,)))
-        h = layers.Concatenate(dtype=hidden["dtype"])(inputs)
+        h = layers.Concatenate(dtype=hidden["dtype"])([h, inputs[1]])
     for units in reversed(hidden_units):
         h = layers.Dense(units, **hidden)(h)
     H, W, outputs = output_shape
@@ -176,8 +184,7 @@ def gan_networks(model, generator, discriminator):
             f"width must be a multiple of 5, the pieces of a maxout unit; got {width}."
         )
     shape, K, dtype = model.image_shape, model.num_classes, model.dtype_policy
-    penalised = model.gradient_penalty or model.r1_penalty
-    normed = not (model.spectral_norm or penalised)
+    normed = not (model.spectral_norm or model.penalties)
     if generator is None:
         builder = Generator(shape, model.latent_dim, K, width, dtype)
         generator = getattr(builder, model.architecture)()
@@ -185,7 +192,7 @@ def gan_networks(model, generator, discriminator):
         builder = Discriminator(shape, K, width, model.spectral_norm, normed, dtype)
         discriminator = getattr(builder, model.architecture)()
     check_network("generator", generator, (model.latent_dim,), K, shape)
-    check_network("discriminator", discriminator, shape, K, (1,))
+    check_network("discriminator", discriminator, shape, K, (1 + heads(model.kind),))
     check_activities("generator", generator)
     check_activities("discriminator", discriminator)
     return generator, discriminator

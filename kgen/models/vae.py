@@ -19,7 +19,8 @@ training step. (2): eq. 8 of Burda et al., tight as k grows. Training minimizes
 -E_q[log p(x | z)] + beta KL. Unit: nats per image, summed over pixels and latents,
 averaged over images; log p(x) is a probability of integers.
 
-Shapes: B batch, (H, W, C) image, L latent_dim, K classes, P parameters a pixel.
+Shapes: B batch, (H, W, C) image, L latents, K classes, P parameters a pixel. Latents of
+another shape S, such as maps, are (B, *S) wherever (B, L) is written.
 
 Differences from the papers:
   1. Adam or what `compile` gets, in place of Adagrad.
@@ -27,6 +28,8 @@ Differences from the papers:
      `log_prob` are functions of the image, the same in any batch and on any backend.
   3. log_var is clipped to +-20, beyond any trained value, against overflow.
 """
+
+import math
 
 import keras
 import numpy as np
@@ -55,7 +58,7 @@ class VAE(GenerativeModel):
     Args:
         image_shape, levels, num_classes: see GenerativeModel. With K = num_classes,
             encoder and decoder see the label.
-        latent_dim: L.
+        latent_dim: L; or a shape S, such as (7, 7, 4), of maps.
         hidden_units: dense layers of the encoder, the decoder's reversed; by default
             (200, 200), or none where there are `filters`.
         filters: strided 3x3 convolutions before them, the decoder's reversed after.
@@ -65,7 +68,8 @@ class VAE(GenerativeModel):
         beta: weight of the KL in the training loss (the ELBO is reported with 1). It
             may be set while `fit` runs; see `kgen.callbacks.KLWarmUp`.
         encoder: a Keras model of your own, from images scaled to 0..1 (B, H, W, C) [and
-            one-hot labels (B, K)] to (B, 2 L), mean and log variance.
+            one-hot labels (B, K)] to (B, 2 L), mean and log variance, halves of the
+            last axis.
         decoder: a Keras model of your own, from z (B, L) [and one-hot labels (B, K)] to
             the likelihood's parameters (B, H, W, P).
 
@@ -100,8 +104,13 @@ class VAE(GenerativeModel):
         **kwargs,
     ):
         super().__init__(image_shape, levels, num_classes, **kwargs)
-        positive(latent_dim=latent_dim)
-        self.latent_dim = int(latent_dim)
+        if isinstance(latent_dim, (tuple, list)):
+            self.latent_dim = self.latent_shape = sizes("latent_dim", latent_dim)
+            if not latent_dim:
+                raise ValueError("latent_dim must be a number or a shape; got ().")
+        else:
+            positive(latent_dim=latent_dim)
+            self.latent_dim, self.latent_shape = int(latent_dim), (int(latent_dim),)
         if hidden_units is None:
             hidden_units = () if filters else (200, 200)
         self.hidden_units = sizes("hidden_units", hidden_units)
@@ -119,7 +128,7 @@ class VAE(GenerativeModel):
             encoder,
             decoder,
             image_shape=self.image_shape,
-            latent_dim=self.latent_dim,
+            latent_shape=self.latent_shape,
             num_params=self.likelihood.params_per_pixel(self.image_shape[-1]),
             num_classes=self.num_classes,
             hidden_units=self.hidden_units,
@@ -178,11 +187,17 @@ class VAE(GenerativeModel):
 
     def log_prior(self, z):
         """log p(z) of latents (..., L): (...) nats."""
-        return gaussian_log_prob(z)
+        return gaussian_log_prob(z, axes=len(self.latent_shape))
 
     def draw_latents(self, seeds):
         """z ~ p(z), a function of seeds, int32 (B, 2): (B, L)."""
-        return random.normals(seeds, self.latent_dim, LATENT)
+        return self._normals(seeds, LATENT)
+
+    def _normals(self, seeds, streams=LATENT):
+        """Standard normal numbers for each seed: (B, L); of k streams, (B, k, L)."""
+        epsilon = random.normals(seeds, math.prod(self.latent_shape), streams)
+        k = epsilon.shape[1:-1]  # (), or (k,)
+        return ops.reshape(epsilon, (-1, *k, *self.latent_shape))
 
     def _params(self, z, labels=None, training=False):
         """The likelihood's parameters p(x | z): (B, H, W, P)."""
@@ -226,7 +241,7 @@ class VAE(GenerativeModel):
 
     def _noise(self, x):
         """Standard normal noise that is a function of each image: (B, L)."""
-        return random.normals(random.image_keys(x), self.latent_dim)
+        return self._normals(random.image_keys(x))
 
     # `gradients` of all these: see GenerativeModel.
 
@@ -264,17 +279,19 @@ class VAE(GenerativeModel):
             streams: int32 (k,), one independent stream of those seeds a latent.
             labels: (B,) or None.
         """
-        epsilon = random.normals(keys, self.latent_dim, streams)  # (B, k, L)
+        epsilon = self._normals(keys, streams)  # (B, k, L)
         mean, log_var = self.posterior(x, labels)
         mean, log_var = mean[:, None], log_var[:, None]  # (B, 1, L)
         z = self.sampling([mean, log_var], epsilon)  # (B, k, L)
-        ratio = self.log_prior(z) - gaussian_log_prob(z, mean, log_var)  # (B, k)
+        axes = len(self.latent_shape)
+        log_q = gaussian_log_prob(z, mean, log_var, axes)  # (B, k)
+        ratio = self.log_prior(z) - log_q
         return self._log_px(x, z, labels) + ratio
 
     def _log_px(self, x, z, labels=None, training=False):
         """log p(x | z) of k latents an image, z (B, k, L): (B, k) nats."""
         k = ops.shape(z)[1]
-        rows = ops.reshape(z, (-1, self.latent_dim))  # (B k, L)
+        rows = ops.reshape(z, (-1, *self.latent_shape))  # (B k, L)
         repeated = None if labels is None else ops.repeat(labels, k, axis=0)
         params = self._params(rows, repeated, training)  # (B k, H, W, P)
         params = ops.reshape(params, (-1, k, *params.shape[1:]))
@@ -288,7 +305,7 @@ class VAE(GenerativeModel):
     def decode(self, z, labels=None, gradients=False):
         """E[x | z] of latents (B, L): float32 (B, H, W, C) in 0..levels-1; for two
         levels this is the probability of 1."""
-        z, labels = prepare_latents(z, self.latent_dim), self.prepare_labels(labels)
+        z, labels = prepare_latents(z, self.latent_shape), self.prepare_labels(labels)
         given = [z] if labels is None else [z, labels]
         with backend.record_gradients(gradients):
             return self._decode(*given)
