@@ -18,7 +18,7 @@ sampler (kgen/models/cached_sampler.py) pixel by pixel, over a cache:
 A cache is a dict of tensors, or nests of them: "weights", the same for all of an image;
 "rows", of the rows above; "above", of these for the pixels of the step; "left", of the
 pixels to the left, at first zeros; "seen", what `end_row` needs of the step's pixels.
-Empty is (). A step takes one pixel, or all of a row where these are known.
+Empty is (). `step` takes w pixels, those of an image one after another: (B w, F).
 
 Shapes: B batch, H, W map, F features, w pixels of a step.
 """
@@ -63,28 +63,6 @@ def causal_mask(kind, rows, columns, inputs, outputs, channels, parts=1):
         earlier = source[:, None] < target if kind == "A" else source[:, None] <= target
         mask[here, me] = earlier
     return mask
-
-
-def with_left(x, left, width):
-    """Each pixel's r left neighbours beside it, and the cache of the next step.
-
-    Args:
-        x: (w B, F), the pixels of the step, from left to right.
-        left: (B, r F), the inputs to their left.
-        width: w, 1 or all of a row.
-
-    Returns: (w B, (r + 1) F), the pixel last, and (B, r F).
-    """
-    if width == 1:
-        near = ops.concatenate([left, x], axis=-1)  # (B, (r + 1) F)
-        return near, near[:, x.shape[-1] :]
-    F, r = x.shape[-1], left.shape[-1] // x.shape[-1]
-    x = ops.reshape(x, (width, -1, F))
-    left = ops.transpose(ops.reshape(left, (-1, r, F)), (1, 0, 2))  # (r, B, F)
-    x = ops.concatenate([left, x], axis=0)  # (r + w, B, F)
-    near = ops.concatenate([x[k : k + width] for k in range(r + 1)], axis=-1)
-    left = ops.reshape(ops.transpose(x[width:], (1, 0, 2)), (-1, r * F))
-    return ops.reshape(near, (-1, (r + 1) * F)), left
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -183,23 +161,32 @@ class ShiftedConv2D(keras.layers.Layer):
         return backend.convolution(cache["rows"], kernel, pads)[:, 0] + bias
 
     def step(self, x, cache, width=1):
-        """(w B, F) -> (w B, filters)."""
-        weights, near, left = cache["weights"], x, cache["left"]
-        if self.columns[0] < 0:
-            near, left = with_left(x, left, width)
-        if self.columns[1] < 0:  # the pixel itself is not seen
-            near = near[:, : -x.shape[-1]]
-        tall = self.rows[0] < 0
-        added = cache["above"] if tall else weights["bias"]
-        if width > 1 and not tall and len(np.shape(added)) == 2:
-            added = ops.tile(added, (width, 1))  # (w B, filters)
-        y = near @ weights["own"] + added
-        return y, {"left": left, "seen": x if tall else ()}
+        """(B w, F) -> (B w, filters)."""
+        weights, left, r = cache["weights"], cache["left"], -self.columns[0]
+        if not r or width == 1:
+            near = ops.concatenate([left, x], axis=-1) if r else x  # (B w, (r + 1) F)
+            left = near[:, x.shape[-1] :] if r else ()
+            taps = weights["own"].shape[0]  # where the pixel is not seen, r F
+            y = near[:, :taps] @ weights["own"]
+        else:
+            F, kernel = x.shape[-1], weights["kernel"][-1:, : r + 1]
+            near = [ops.reshape(left, (-1, 1, r, F)), ops.reshape(x, (-1, 1, width, F))]
+            near = ops.concatenate(near, axis=2)  # (B, 1, r + w, F)
+            last = -1 if self.columns[1] < 0 else 0
+            y = backend.convolution(near, kernel, ((0, 0), (0, last)))
+            y = ops.reshape(y, (-1, self.filters))
+            left = ops.reshape(near[:, :, width:], (-1, r * F))
+        if self.rows[0] < 0:
+            return y + cache["above"], {"left": left, "seen": x}
+        bias = weights["bias"]
+        if width > 1 and len(np.shape(bias)) == 2:
+            bias = ops.repeat(bias, width, axis=0)
+        return y + bias, {"left": left, "seen": ()}
 
     def end_row(self, cache):
         if isinstance(cache["rows"], tuple):
             return ()
-        row = ops.swapaxes(cache["seen"], 0, 1)[:, None]  # (B, 1, W, F)
+        row = cache["seen"][:, None]  # (B, 1, W, F)
         return ops.concatenate([cache["rows"], row], axis=1)[:, 1:]
 
     def step_row(self, x, cache):

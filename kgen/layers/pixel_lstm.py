@@ -29,7 +29,7 @@ import numpy as np
 from keras import layers, ops
 
 from kgen import backend
-from kgen.layers.causal_conv import ShiftedConv2D, with_left
+from kgen.layers.causal_conv import ShiftedConv2D
 
 
 def lstm(from_input, from_state, c):
@@ -161,14 +161,20 @@ class RowLSTMLayer(_Scan):
         return sums + weights["bias"], c
 
     def step(self, x, cache, width=1):
-        """(w B, F) -> h (w B, h)."""
-        sums, c = cache["above"]
-        near, left = with_left(x, cache["left"], width)  # (w B, 2F)
+        """(B w, F) -> h (B w, h)."""
+        (sums, c), before = cache["above"], cache["left"]  # the left neighbour's x
+        left = x
+        if width > 1:
+            F = x.shape[-1]
+            row = ops.reshape(x, (-1, width, F))
+            before = ops.concatenate([before[:, None], row[:, :-1]], axis=1)
+            before, left = ops.reshape(before, (-1, F)), row[:, -1]
+        near = ops.concatenate([before, x], axis=-1)  # (B w, 2F)
         h, c = lstm(near @ cache["weights"]["from_input"], sums, c)
         return h, {"left": left, "seen": (h, c)}
 
     def end_row(self, cache):
-        return tuple(ops.swapaxes(state, 0, 1) for state in cache["seen"])
+        return cache["seen"]
 
 
 @keras.saving.register_keras_serializable(package="kgen")
@@ -242,7 +248,7 @@ class DiagonalBiLSTMLayer(_Scan):
         return self._from_above(cache, 0), cache["rows"][1]
 
     def step(self, x, cache, width=1):
-        """(w B, F) -> the sum of both h (w B, h)."""
+        """(B w, F) -> the sum of both h (B w, h)."""
         weights, (sums, leftward) = cache["weights"], cache["above"]
 
         def one_pixel(state, gates):
@@ -250,27 +256,27 @@ class DiagonalBiLSTMLayer(_Scan):
             state = lstm(gates, h @ weights["before"][0], c)
             return state, state[0]
 
-        gates = x @ weights["from_input"][0] + sums  # (w B, 4h)
+        gates = x @ weights["from_input"][0] + sums  # (B w, 4h)
         if width == 1:
             left, h = one_pixel(cache["left"], gates)
         else:
-            gates = ops.reshape(gates, (width, -1, 4 * self.units))
+            gates = ops.reshape(gates, (-1, width, 4 * self.units))
+            gates = ops.swapaxes(gates, 0, 1)
             left, h = backend.scan(one_pixel, cache["left"], gates)  # (w, B, h)
-            h = ops.reshape(h, (-1, self.units))
+            h = ops.reshape(ops.swapaxes(h, 0, 1), (-1, self.units))
         return h + leftward, {"left": left, "seen": (h, x)}
 
     def end_row(self, cache):
         """The row's own pass from right to left."""
-        weights, (h, x) = cache["weights"], cache["seen"]  # (W, B, h), (W, B, F)
-        sums = ops.swapaxes(self._from_above(cache, 1), 0, 1)  # (W, B, 4h)
+        weights, (h, x) = cache["weights"], cache["seen"]  # (B, W, h), (B, W, F)
+        sums = self._from_above(cache, 1)  # (B, W, 4h)
         gates = ops.reshape(x, (-1, x.shape[-1])) @ weights["from_input"][1]
-        sums = sums + ops.reshape(gates, ops.shape(sums))
+        sums = ops.swapaxes(sums + ops.reshape(gates, ops.shape(sums)), 0, 1)
 
         def one_pixel(state, sums):
             state = lstm(sums, state[0] @ weights["before"][1], state[1])
             return state, state[0]
 
-        start = self._no_state(ops.shape(h)[1])
+        start = self._no_state(ops.shape(h)[0])
         _, left = backend.scan(one_pixel, start, ops.flip(sums, axis=0))
-        left = ops.flip(left, axis=0)
-        return tuple(ops.swapaxes(k, 0, 1) for k in (h, left))
+        return h, ops.swapaxes(ops.flip(left, axis=0), 0, 1)

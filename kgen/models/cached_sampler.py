@@ -34,13 +34,13 @@ def sample_rows(model, network, x, u, known_rows, temperature=1.0, window=None):
     H, columns = model.image_shape[0], model.image_shape[1] + model.extra_columns
     w = min(window or choose_window(model, u.shape[0]), columns)
     all_drawn = isinstance(known_rows, int) and known_rows == 0
-    known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1))  # (1 or B, 1)
+    known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1, 1))
 
     def one_row(carried, given):
         rows, guess = carried
-        i, x_row, u_row = given  # (1,), (W, B, C) twice
+        i, x_row, u_row = given  # (1,), (B, W, C) twice
         rows, above = network.begin_row(rows)
-        known = None if all_drawn else ops.less(i[0], known_rows)  # (1 or B, 1)
+        known = None if all_drawn else ops.less(i[0], known_rows)  # (1 or B, 1, 1)
         guess = guess if all_drawn else ops.where(known, x_row, guess)
         row = _Row(model, network, temperature, network.start_left(rows), known)
         given = above, guess, x_row, u_row
@@ -52,12 +52,11 @@ def sample_rows(model, network, x, u, known_rows, temperature=1.0, window=None):
             x_row, seen = ops.cond(ops.all(known), whole, by_windows)
         return (network.end_row(rows, x_row, seen), x_row), x_row
 
-    x = ops.transpose(ops.cast(x, "int32"), (1, 2, 0, 3))  # (H, W, B, C)
-    u = ops.transpose(u, (1, 2, 0, 3))
-    given = ops.arange(H, dtype="int32")[:, None], x, u
+    x = ops.swapaxes(ops.cast(x, "int32"), 0, 1)  # (H, B, W, C)
+    given = ops.arange(H, dtype="int32")[:, None], x, ops.swapaxes(u, 0, 1)
     start = network.start_rows(), ops.zeros_like(x[0])  # a row is as the one above
-    _, x = backend.scan(one_row, start, given)  # (H, W, B, C)
-    return ops.transpose(x, (2, 0, 1, 3))
+    _, x = backend.scan(one_row, start, given)  # (H, B, W, C)
+    return ops.swapaxes(x, 0, 1)
 
 
 def choose_window(model, batch):
@@ -69,58 +68,77 @@ class _Row:
     """A row that is drawn, from what the rows above give to it."""
 
     def __init__(self, model, network, temperature, left, known):
-        """`left`: at its first pixel. `known` (1 or B, 1): of which images, or None."""
+        """`left`: at its first pixel. `known` (1 or B, 1, 1): in which images; None:
+        in none."""
         self.model, self.network, self.temperature = model, network, temperature
         self.left, self.known = left, known
 
     def draw(self, given, w):
-        """In windows of w pixels: the row (W, B, C), and what the next row needs.
+        """In windows of w pixels: the row (B, W, C), and what the next row needs.
 
-        `given`, for each pixel (W, B, ...): what the rows above give; a guess of the
+        `given`, for each pixel (B, W, ...): what the rows above give; a guess of the
         row; the row where it is known; the uniforms.
         """
         W = self.model.image_shape[1]
         columns = W + self.model.extra_columns
         windows = -(-columns // w)
 
-        def by_window(t):
-            """(windows, w, B, ...), with zeros beyond the map."""
-            pads = [[0, windows * w - t.shape[0]]] + [[0, 0]] * (len(t.shape) - 1)
-            return ops.reshape(ops.pad(t, pads), (windows, w, *t.shape[1:]))
+        def pad(t):
+            """With zeros beyond the map: (B, windows w, ...)."""
+            more = windows * w - t.shape[1]
+            rest = [[0, 0]] * (len(t.shape) - 2)
+            return ops.pad(t, [[0, 0], [0, more], *rest]) if more else t
 
-        on_map = ops.cast(ops.arange(windows * w) < W, "int32")[:, None, None]
-        given = keras.tree.map_structure(by_window, (*given, on_map))
+        given = keras.tree.map_structure(pad, given)
+        on_map = ops.cast(ops.arange(windows * w) < W, "int32")[:, None]
         if windows == 1:
-            given = keras.tree.map_structure(lambda t: t[0], given)
-            _, (x, seen) = self._draw_window(self.left, given)
-            return x[:W], seen
-        _, drawn = backend.scan(self._draw_window, self.left, given)
-        x, seen = keras.tree.map_structure(fold, drawn)  # (windows w, B, ...)
-        return x[:W], keras.tree.map_structure(lambda t: t[:columns], seen)
+            on_map = on_map if columns > W else None  # all of them
+            _, (x, seen) = self._draw_window(self.left, given, on_map)
+            return x[:, :W], seen
 
-    def _draw_window(self, left, given):
-        """What the next window needs; its pixels (w, B, C) and what the next row needs.
+        def by_window(t):
+            t = ops.reshape(t, (-1, windows, w, *t.shape[2:]))
+            return ops.swapaxes(t, 0, 1)  # (windows, B, w, ...)
+
+        def by_pixel(t):
+            t = ops.swapaxes(t, 0, 1)
+            return ops.reshape(t, (-1, windows * w, *t.shape[3:]))
+
+        def one_window(left, given):
+            return self._draw_window(left, *given)
+
+        given = keras.tree.map_structure(by_window, given)
+        given = given, ops.reshape(on_map, (windows, w, 1))
+        _, drawn = backend.scan(one_window, self.left, given)
+        x, seen = keras.tree.map_structure(by_pixel, drawn)
+        return x[:, :W], keras.tree.map_structure(lambda t: t[:, :columns], seen)
+
+    def _draw_window(self, left, given, on_map):
+        """What the next window needs; its pixels (B, w, C) and what the next row needs.
 
         The pixels' distributions follow from a guess of them; drawn from these, by
         their own uniforms, they are the next guess. After t rounds the first t
         dimensions are right, so a guess that does not change, and that of the last
         round, are the pixels as drawn one after another (Song et al. 2021,
         arXiv:2002.03629).
+
+        `on_map` (w, 1): 0 for pixels beyond the map; None where there are none.
         """
-        above, guess, x, u, on_map = given
-        w, C = guess.shape[0], guess.shape[2]
+        above, guess, x, u = given
+        w, C = guess.shape[1:]
         rounds = w * (C if self.model.channels_in_turn else 1)
-        above, u = fold(above), fold(u)[:, None, None]  # (w B, 1, 1, C)
+        above, u = fold(above), fold(u)[:, None, None]  # (B w, 1, 1, C)
 
         def scale(x):
-            x = self.model.scale(x)  # (w, B, C)
-            return fold(x * ops.cast(on_map, x.dtype))
+            x = self.model.scale(x)  # (B, w, C)
+            return fold(x if on_map is None else x * ops.cast(on_map, x.dtype))
 
         def one_round(guess):
             params, after = self.network.pixels(left, above, scale(guess), w)
             params = params[:, None, None]  # an image of one pixel
             drawn = self.model.likelihood.draw(params, u, self.temperature)
-            drawn = on_map * unfold(ops.cast(drawn[:, 0, 0], "int32"), w)
+            drawn = unfold(ops.cast(drawn[:, 0, 0], "int32"), w)
+            drawn = drawn if on_map is None else on_map * drawn
             drawn = drawn if self.known is None else ops.where(self.known, x, drawn)
             return drawn, after
 
@@ -163,17 +181,18 @@ class CachedNetwork:
         return (self.row_above, *caches)
 
     def begin_row(self, rows):
-        """The same, and what each pixel of the row takes of it: (W, B, ...)."""
+        """The same, and what each pixel of the row takes of it: (B, W, ...)."""
         row_above, vertical, of_layers = rows
         steps = _Steps(self.vertical.caches_with(rows=vertical))
         from_above = self.model.vertical(row_above, self.biases, steps.row)
-        from_above = keras.tree.map_structure(lambda t: t[:, 0], from_above)
+        from_above = keras.tree.map_structure(
+            lambda t: t[:, 0], from_above
+        )  # (B, W, -)
         pairs = zip(
             self.layers.layers, self.layers.caches_with(rows=of_layers), strict=True
         )
         above = [layer.above(cache) for layer, cache in pairs]
-        above = keras.tree.map_structure(by_pixel, (from_above, above))
-        return (row_above, steps.each("rows"), of_layers), above
+        return (row_above, steps.each("rows"), of_layers), (from_above, above)
 
     def start_left(self, rows):
         """What is carried from pixel to pixel, before the first of a row."""
@@ -181,7 +200,7 @@ class CachedNetwork:
         return self.layers.each("left")
 
     def pixels(self, left, above, x, width=1):
-        """The parameters (w B, P) of pixels x (w B, C); and, of each layer, what is
+        """The parameters (B w, P) of pixels x (B w, C); and, of each layer, what is
         carried to the pixel after them and what `end_row` needs."""
         from_above, above = above
         steps = _Steps(self.layers.caches_with(above=above, left=left), width)
@@ -199,14 +218,14 @@ class CachedNetwork:
         return lefts, seens
 
     def end_row(self, rows, x, seen):
-        """What is carried to the next row, with the row x as drawn (W, B, C)."""
+        """What is carried to the next row, with the row x as drawn (B, W, C)."""
         _, vertical, of_layers = rows
         extra = self.model.extra_columns
-        x = ops.pad(self.model.scale(x), [[0, extra], [0, 0], [0, 0]])
+        x = ops.pad(self.model.scale(x), [[0, 0], [0, extra], [0, 0]])
         caches = self.layers.caches_with(rows=of_layers, seen=seen)
         pairs = zip(self.layers.layers, caches, strict=True)
         of_layers = [layer.end_row(cache) for layer, cache in pairs]
-        return by_pixel(x)[:, None], vertical, of_layers
+        return x[:, None], vertical, of_layers
 
 
 class _Start:
@@ -260,16 +279,12 @@ class _Steps:
 
 
 def fold(x):
-    """(W, B, ...) -> (W B, ...), in nests."""
+    """(B, w, ...) -> (B w, ...), in nests."""
     return keras.tree.map_structure(lambda t: ops.reshape(t, (-1, *t.shape[2:])), x)
 
 
 def unfold(x, width):
+    """(B w, ...) -> (B, w, ...), in nests."""
     return keras.tree.map_structure(
-        lambda t: ops.reshape(t, (width, -1, *t.shape[1:])), x
+        lambda t: ops.reshape(t, (-1, width, *t.shape[1:])), x
     )
-
-
-def by_pixel(x):
-    """(B, W, ...) as a scan over pixels takes it, (W, B, ...), or back."""
-    return ops.swapaxes(x, 0, 1)

@@ -19,7 +19,7 @@ from keras import ops
 
 from kgen import backend
 from kgen.layers.weight_norm import concat_elu, upsample
-from kgen.models.cached_sampler import by_pixel, fold, unfold
+from kgen.models.cached_sampler import fold, unfold
 
 
 def kept_where(due, new, old):
@@ -124,7 +124,7 @@ class CachedPixelCNNPlusPlus:
             pairs = zip(blocks, caches, strict=True)
             return [block.above(cache) for block, cache in pairs]
 
-        spread = {"first": by_pixel(seen), "packed": []}
+        spread = {"first": seen, "packed": []}
         for r, packed in enumerate(rows["ul"]):
             kept = unpack(packed, self.kept_sizes[r])
             halve = zip(self.halve_ul[r : r + 1], kept["halve"], strict=True)
@@ -141,9 +141,8 @@ class CachedPixelCNNPlusPlus:
         return rows, spread
 
     def _spread(self, x, r):
-        """A row (B, w, n) of a resolution as a scan over pixels takes it: (W, B, n)."""
-        x = by_pixel(x)
-        return ops.repeat(x, 2**r, axis=0)[: self.widths[0]] if r else x
+        """A row (B, w, n) of a resolution, for each pixel: (B, W, n)."""
+        return ops.repeat(x, 2**r, axis=1)[:, : self.widths[0]] if r else x
 
     def _row_of_u(self, rows):
         """The stream u of the row: its caches, and by resolution its features after
@@ -272,10 +271,10 @@ class CachedPixelCNNPlusPlus:
         rows, due = dict(rows), self._due(rows["i"])
 
         rows["ul"] = [
-            {F: ops.where(due[r], by_pixel(new[F][:: 2**r]), old[F]) for F in new}
+            {F: ops.where(due[r], new[F][:, :: 2**r], old[F]) for F in new}
             for r, (new, old) in enumerate(zip(kept, rows["ul"], strict=True))
         ]
-        row = self._image(self.scale(by_pixel(x)))[:, None]
+        row = self._image(self.scale(x))[:, None]
         rows["image"] = ops.concatenate([rows["image"][:, 1:], row], axis=1)
         rows["i"] = rows["i"] + 1
         return rows
@@ -389,7 +388,7 @@ class Left:
 
 
 class LeftInRow:
-    """The same for all W pixels of a row at once, (W B, F), from the caches of an
+    """The same for all W pixels of a row at once, (B W, F), from the caches of an
     edge."""
 
     def __init__(self, caches, width):
@@ -397,19 +396,19 @@ class LeftInRow:
 
     def neighbour(self, name, x, step=1, due=True):
         del name, due
-        x = ops.pad(unfold(x, self.width), [[step, 0], [0, 0], [0, 0]])
-        return fold(x[: self.width])
+        x = ops.pad(unfold(x, self.width), [[0, 0], [step, 0], [0, 0]])
+        return fold(x[:, : self.width])
 
     def held(self, name, x, step, due):
         del name, due
         columns = np.arange(self.width) // step * step
-        return fold(ops.take(unfold(x, self.width), columns, axis=0))
+        return fold(ops.take(unfold(x, self.width), columns, axis=1))
 
     def constant(self, name):
         return self.caches[name]
 
     def column(self, name):
-        """j of each pixel: (W B, 1)."""
-        j = ops.arange(self.width, dtype="int32")[:, None]
+        """j of each pixel: (B W, 1)."""
+        j = ops.arange(self.width, dtype="int32")
         B = ops.shape(self.caches["image"])[0]
-        return ops.reshape(j + ops.zeros((1, B), "int32"), (-1, 1))
+        return ops.reshape(j + ops.zeros((B, 1), "int32"), (-1, 1))
