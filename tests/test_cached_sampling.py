@@ -10,7 +10,7 @@ from keras import ops
 from zoo import ONE_PASS, cases, numpy, shared, tensor, tiny
 
 from kgen import backend, random
-from kgen.models.autoregressive import Autoregressive, fill_naively
+from kgen.models.autoregressive import fill_naively
 from kgen.models.cached_sampler import sample_rows
 
 KINDS = {  # variants of the networks, beside those of the zoo
@@ -81,16 +81,9 @@ FURTHER = ("fvbn", "nade", "made", "pixel-cnn", "row-lstm", "diagonal", "pp-3")
 FURTHER = [*((kind, *GRAY) for kind in FURTHER), MIXTURE]
 
 
-def windows_of(model):
-    """Windows beside the default one; PixelCNN++ has pixels and rows alone."""
-    if type(model).cached_network is not Autoregressive.cached_network:
-        return (1, 99)
-    return () if model.cached_network(None, 1) is None else (1, 3, 99)
-
-
 @pytest.mark.parametrize("kind, shape, levels", cases(NAIVE, FURTHER), ids=str)
 def test_cached_samples_are_those_of_the_naive_sampler(kind, shape, levels, rng):
-    """In each window, at a temperature, with labels, given rows or not."""
+    """By pixels and by rows, at a temperature, with labels, given rows or not."""
     model = model_of(kind, shape, levels)
     x = rng.integers(0, levels, (N, *shape)).astype("int32")
     u, T = model._uniforms(tensor(random.image_seeds(2, N), "int32")), 1.2
@@ -101,14 +94,11 @@ def test_cached_samples_are_those_of_the_naive_sampler(kind, shape, levels, rng)
 
         return backend.compile_function(model, fill_rows)
 
-    def in_windows(window):
-        one_hot = model.one_hot(tensor(LABELS, "int32"))
-        network = model.cached_network(one_hot, N)
-        sample = functools.partial(sample_rows, model, network)
-        return compiled(sample, window=window)
-
     naive = compiled(functools.partial(fill_naively, model), labels=LABELS)
-    samplers = [in_windows(w) for w in windows_of(model)]
+    network = model.cached_network(model.one_hot(tensor(LABELS, "int32")), N)
+    sample = functools.partial(sample_rows, model, network)
+    both = (False, True) if network else ()
+    samplers = [compiled(sample, whole_rows=whole) for whole in both]
     for first in (0, 2):  # the least of the known rows, where the naive one starts
         known = np.maximum(np.arange(N) % shape[0], first).astype("int32")
         expected = numpy(naive(known))
@@ -122,29 +112,28 @@ def test_cached_samples_are_those_of_the_naive_sampler(kind, shape, levels, rng)
 @pytest.mark.skipif(
     backend.name != "torch", reason="rounds of a compiled loop cannot be counted"
 )
-@pytest.mark.parametrize("window", [1, 99])
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("kind", ["gated", "pixel-cnn", "row-lstm", "diagonal", "pp-3"])
-def test_rows_take_few_rounds(kind, window, rng, monkeypatch):
-    """A known row one; of others a window of one pixel one, a whole row W at most."""
-    model, widths = model_of(kind), []
+def test_rows_take_few_steps(kind, whole, rng, monkeypatch):
+    """A known row one; of others a pixel one each, or a row as many at most."""
+    model, of_rows, of_pixels = model_of(kind), [], []
     network = model.cached_network(None, 2)
-    pixels, W = network.pixels, SHAPE[1] + model.extra_columns
+    step, W = network.step, SHAPE[1] + model.extra_columns
 
-    def counted(left, above, x, width=1):
-        widths.append(width)
-        return pixels(left, above, x, width)
+    def counted(left, above, x):
+        (of_rows if len(x.shape) == 3 else of_pixels).append(1)
+        return step(left, above, x)
 
-    monkeypatch.setattr(network, "pixels", counted)
+    monkeypatch.setattr(network, "step", counted)
     x = tensor(rng.integers(0, LEVELS, (2, *SHAPE)), "int32")
     u = tensor(rng.uniform(size=x.shape), "float32")
     for known, rows in ((5, 0), (4, 1), (0, 5), ([4, 2], 3)):
-        widths.clear()
-        sample_rows(model, network, x, u, tensor(known, "int32"), window=window)
-        whole = [w for w in widths if w == W]
-        if window == 1:
-            assert len(whole) == 5 - rows and len(widths) == 5 - rows + rows * W
+        of_rows.clear(), of_pixels.clear()
+        sample_rows(model, network, x, u, tensor(known, "int32"), whole_rows=whole)
+        if whole:
+            assert 5 <= len(of_rows) <= 5 - rows + rows * W and not of_pixels
         else:
-            assert widths == whole and 5 <= len(whole) <= 5 - rows + rows * W
+            assert len(of_rows) == 5 - rows and len(of_pixels) == rows * W
 
 
 @pytest.mark.skipif(backend.name == "torch", reason="nothing is compiled")

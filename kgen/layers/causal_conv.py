@@ -12,15 +12,16 @@ sampler (kgen/models/cached_sampler.py) pixel by pixel, over a cache:
 
     cache = start(B, W, bias)      at the first row
     above = above(cache)           what the rows above add to each pixel of a row
-    y, cache = step(x, cache)      at the next pixels of the row, to the right
+    y, cache = step(x, cache)      at the next pixel of the row, or all of them
     rows = end_row(cache)          what the next row needs
 
 A cache is a dict of tensors, or nests of them: "weights", the same for all of an image;
 "rows", of the rows above; "above", of these for the pixels of the step; "left", of the
 pixels to the left, at first zeros; "seen", what `end_row` needs of the step's pixels.
-Empty is (). `step` takes w pixels, those of an image one after another: (B w, F).
+Empty is (). A step takes a pixel, (B, F), or all pixels of a row, (B, W, F), which
+have nothing to their left.
 
-Shapes: B batch, H, W map, F features, w pixels of a step.
+Shapes: B batch, H, W map, F features.
 """
 
 import keras
@@ -143,10 +144,11 @@ class ShiftedConv2D(keras.layers.Layer):
         total = self.effective_bias() if self.use_bias else 0.0
         total = total if bias is None else total + bias  # (filters,) or (B, filters)
         # Taps of the pixel's row: those on its right are masked, if there are any
-        own = ops.reshape(kernel[-1, : r + 1], (-1, self.filters))
+        of_row = kernel[-1:, : r + 1]
+        own = ops.reshape(of_row, (-1, self.filters))
         dtype = self.compute_dtype
         return {
-            "weights": {"kernel": kernel, "own": own, "bias": total},
+            "weights": {"kernel": kernel, "of_row": of_row, "own": own, "bias": total},
             "rows": ops.zeros((B, rows - 1, W, F), dtype) if rows > 1 else (),
             "left": ops.zeros((B, r * F), dtype) if r else (),
         }
@@ -160,27 +162,25 @@ class ShiftedConv2D(keras.layers.Layer):
         bias = bias if len(bias.shape) == 1 else bias[:, None]
         return backend.convolution(cache["rows"], kernel, pads)[:, 0] + bias
 
-    def step(self, x, cache, width=1):
-        """(B w, F) -> (B w, filters)."""
-        weights, left, r = cache["weights"], cache["left"], -self.columns[0]
-        if not r or width == 1:
-            near = ops.concatenate([left, x], axis=-1) if r else x  # (B w, (r + 1) F)
-            left = near[:, x.shape[-1] :] if r else ()
-            taps = weights["own"].shape[0]  # where the pixel is not seen, r F
-            y = near[:, :taps] @ weights["own"]
+    def step(self, x, cache):
+        """(B, F) or (B, W, F) -> the same with `filters`."""
+        weights, left, r = cache["weights"], (), -self.columns[0]
+        whole_row = len(x.shape) == 3
+        if r and whole_row:
+            pads = (0, 0), (r, min(0, self.columns[1]))
+            y = backend.convolution(x[:, None], weights["of_row"], pads)[:, 0]
+        elif r:
+            near = ops.concatenate([cache["left"], x], axis=-1)  # (B, (r + 1) F)
+            left = near[:, x.shape[-1] :]
+            own = weights["own"]  # (r F, filters) where the pixel itself is not seen
+            y = near[:, : own.shape[0]] @ own
         else:
-            F, kernel = x.shape[-1], weights["kernel"][-1:, : r + 1]
-            near = [ops.reshape(left, (-1, 1, r, F)), ops.reshape(x, (-1, 1, width, F))]
-            near = ops.concatenate(near, axis=2)  # (B, 1, r + w, F)
-            last = -1 if self.columns[1] < 0 else 0
-            y = backend.convolution(near, kernel, ((0, 0), (0, last)))
-            y = ops.reshape(y, (-1, self.filters))
-            left = ops.reshape(near[:, :, width:], (-1, r * F))
+            y = ops.dot(x, weights["own"])
         if self.rows[0] < 0:
             return y + cache["above"], {"left": left, "seen": x}
         bias = weights["bias"]
-        if width > 1 and len(np.shape(bias)) == 2:
-            bias = ops.repeat(bias, width, axis=0)
+        labelled = len(np.shape(bias)) == 2
+        bias = bias[:, None] if labelled and whole_row else bias
         return y + bias, {"left": left, "seen": ()}
 
     def end_row(self, cache):

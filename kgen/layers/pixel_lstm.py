@@ -160,18 +160,14 @@ class RowLSTMLayer(_Scan):
         sums = ops.reshape(sums, (-1, h.shape[1], 4 * self.units))
         return sums + weights["bias"], c
 
-    def step(self, x, cache, width=1):
-        """(B w, F) -> h (B w, h)."""
+    def step(self, x, cache):
+        """(B, F) or (B, W, F) -> h, (B, h) or (B, W, h)."""
         (sums, c), before = cache["above"], cache["left"]  # the left neighbour's x
-        left = x
-        if width > 1:
-            F = x.shape[-1]
-            row = ops.reshape(x, (-1, width, F))
-            before = ops.concatenate([before[:, None], row[:, :-1]], axis=1)
-            before, left = ops.reshape(before, (-1, F)), row[:, -1]
-        near = ops.concatenate([before, x], axis=-1)  # (B w, 2F)
-        h, c = lstm(near @ cache["weights"]["from_input"], sums, c)
-        return h, {"left": left, "seen": (h, c)}
+        if len(x.shape) == 3:
+            before = ops.pad(x[:, :-1], [[0, 0], [1, 0], [0, 0]])
+        near = ops.concatenate([before, x], axis=-1)  # (B, 2F) or (B, W, 2F)
+        h, c = lstm(ops.dot(near, cache["weights"]["from_input"]), sums, c)
+        return h, {"left": x, "seen": (h, c)}
 
     def end_row(self, cache):
         return cache["seen"]
@@ -247,8 +243,8 @@ class DiagonalBiLSTMLayer(_Scan):
     def above(self, cache):
         return self._from_above(cache, 0), cache["rows"][1]
 
-    def step(self, x, cache, width=1):
-        """(B w, F) -> the sum of both h (B w, h)."""
+    def step(self, x, cache):
+        """(B, F) or (B, W, F) -> the sum of both h, (B, h) or (B, W, h)."""
         weights, (sums, leftward) = cache["weights"], cache["above"]
 
         def one_pixel(state, gates):
@@ -256,22 +252,20 @@ class DiagonalBiLSTMLayer(_Scan):
             state = lstm(gates, h @ weights["before"][0], c)
             return state, state[0]
 
-        gates = x @ weights["from_input"][0] + sums  # (B w, 4h)
-        if width == 1:
-            left, h = one_pixel(cache["left"], gates)
-        else:
-            gates = ops.reshape(gates, (-1, width, 4 * self.units))
+        gates = ops.dot(x, weights["from_input"][0]) + sums  # (B, 4h) or (B, W, 4h)
+        if len(x.shape) == 3:
             gates = ops.swapaxes(gates, 0, 1)
-            left, h = backend.scan(one_pixel, cache["left"], gates)  # (w, B, h)
-            h = ops.reshape(ops.swapaxes(h, 0, 1), (-1, self.units))
+            left, h = backend.scan(one_pixel, cache["left"], gates)  # (W, B, h)
+            h = ops.swapaxes(h, 0, 1)
+        else:
+            left, h = one_pixel(cache["left"], gates)
         return h + leftward, {"left": left, "seen": (h, x)}
 
     def end_row(self, cache):
         """The row's own pass from right to left."""
         weights, (h, x) = cache["weights"], cache["seen"]  # (B, W, h), (B, W, F)
         sums = self._from_above(cache, 1)  # (B, W, 4h)
-        gates = ops.reshape(x, (-1, x.shape[-1])) @ weights["from_input"][1]
-        sums = ops.swapaxes(sums + ops.reshape(gates, ops.shape(sums)), 0, 1)
+        sums = ops.swapaxes(sums + ops.dot(x, weights["from_input"][1]), 0, 1)
 
         def one_pixel(state, sums):
             state = lstm(sums, state[0] @ weights["before"][1], state[1])

@@ -1,9 +1,10 @@
 """Drawing from what has been computed: the sampler of convolutional and recurrent
 families, whose work per pixel does not depend on the size of the image.
 
-Two scans, over rows and, within each, over pixels. A row starts with what follows from
-the rows above, for all its pixels at once; a pixel then needs its left neighbours only.
-Both go through the composition of layers that the parallel pass goes through,
+A scan over rows. A row starts with what follows from the rows above, for all its pixels
+at once; a pixel then needs its left neighbours only. The pixels are drawn by a scan of
+their own, or at once, by rounds: see `_Row`. All of it goes through the composition of
+layers that the parallel pass goes through,
 
     from_above = model.vertical(x, biases, apply)
     params = model.network(x, from_above, biases, apply)
@@ -12,15 +13,12 @@ with another `apply(layer, x, bias)`: that of the parallel pass calls the layer 
 whole map; here it takes a step of the layer over its cache. What layers keep in caches
 is in kgen/layers/causal_conv.py.
 
-A window of a row, a pixel or more, is drawn at once, by rounds: see `_Row`.
-
 PixelCNN++, whose layers work at several resolutions, brings a class of its own in place
 of `CachedNetwork`, with the same methods.
 
-Shapes: B batch, (H, W, C) image, w pixels of a step, P likelihood parameters a pixel.
+Shapes: B batch, (H, W, C) image, P likelihood parameters a pixel.
 """
 
-import functools
 
 import keras
 from keras import ops
@@ -28,13 +26,16 @@ from keras import ops
 from kgen import backend
 
 
-def sample_rows(model, network, x, u, known_rows, temperature=1.0, window=None):
-    """As `Autoregressive.fill`, in windows of so many pixels, by default as many as
-    `choose_window` finds fastest."""
-    H, columns = model.image_shape[0], model.image_shape[1] + model.extra_columns
-    w = min(window or choose_window(model, u.shape[0]), columns)
+def sample_rows(model, network, x, u, known_rows, temperature=1.0, whole_rows=None):
+    """As `Autoregressive.fill`, with a network as `CachedNetwork` is.
+
+    `whole_rows`: whether all pixels of a row are drawn at once, by rounds; by default
+    where that was measured to be faster.
+    """
     all_drawn = isinstance(known_rows, int) and known_rows == 0
     known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1, 1))
+    if whole_rows is None:
+        whole_rows = draws_whole_rows(model, u.shape[0])
 
     def one_row(carried, given):
         rows, guess = carried
@@ -44,118 +45,119 @@ def sample_rows(model, network, x, u, known_rows, temperature=1.0, window=None):
         guess = guess if all_drawn else ops.where(known, x_row, guess)
         row = _Row(model, network, temperature, network.start_left(rows), known)
         given = above, guess, x_row, u_row
-        if all_drawn or w == columns:
-            x_row, seen = row.draw(given, w)
-        else:  # what is known needs no windows
-            whole = functools.partial(row.draw, given, columns)
-            by_windows = functools.partial(row.draw, given, w)
-            x_row, seen = ops.cond(ops.all(known), whole, by_windows)
+
+        def at_once():
+            return row.draw_at_once(*given)
+
+        def pixel_by_pixel():
+            return row.draw_pixels(*given)
+
+        if whole_rows:
+            x_row, seen = at_once()
+        elif all_drawn:
+            x_row, seen = pixel_by_pixel()
+        else:  # a row that is known takes one round
+            x_row, seen = ops.cond(ops.all(known), at_once, pixel_by_pixel)
         return (network.end_row(rows, x_row, seen), x_row), x_row
 
     x = ops.swapaxes(ops.cast(x, "int32"), 0, 1)  # (H, B, W, C)
-    given = ops.arange(H, dtype="int32")[:, None], x, ops.swapaxes(u, 0, 1)
-    start = network.start_rows(), ops.zeros_like(x[0])  # a row is as the one above
+    i = ops.arange(model.image_shape[0], dtype="int32")[:, None]
+    given = i, x, ops.swapaxes(u, 0, 1)
+    start = network.start_rows(), ops.zeros_like(x[0])  # a guess is the row above
     _, x = backend.scan(one_row, start, given)  # (H, B, W, C)
     return ops.swapaxes(x, 0, 1)
 
 
-def choose_window(model, batch):
-    """How many pixels are drawn at once: 1, or all of a row."""
-    return model.image_shape[1] + model.extra_columns
+def draws_whole_rows(model, batch):
+    return True
 
 
 class _Row:
-    """A row that is drawn, from what the rows above give to it."""
+    """A row that is drawn. Its methods take, of each pixel (B, W, ...), what the rows
+    above give to it, a guess of its values, these where they are known, and uniforms.
+    They return the row (B, W, C), and what the next row needs.
+    """
 
     def __init__(self, model, network, temperature, left, known):
-        """`left`: at its first pixel. `known` (1 or B, 1, 1): in which images; None:
-        in none."""
+        """`left`: what its first pixel is given. `known` (1 or B, 1, 1): in which
+        images it is known; None for none of them."""
         self.model, self.network, self.temperature = model, network, temperature
         self.left, self.known = left, known
+        self.columns = model.image_shape[1] + model.extra_columns
+        # Channels follow one another, unless the likelihood couples them
+        self.turns = model.image_shape[2] if model.channels_in_turn else 1
 
-    def draw(self, given, w):
-        """In windows of w pixels: the row (B, W, C), and what the next row needs.
+    def _pad(self, x, value=0):
+        """(B, W, C) with the extra columns, zero in the image."""
+        more = [0, self.columns - x.shape[1]]
+        if not more[1]:
+            return x
+        return ops.pad(x, [[0, 0], more, [0, 0]], constant_values=value)
 
-        `given`, for each pixel (B, W, ...): what the rows above give; a guess of the
-        row; the row where it is known; the uniforms.
-        """
-        W = self.model.image_shape[1]
-        columns = W + self.model.extra_columns
-        windows = -(-columns // w)
-
-        def pad(t):
-            """With zeros beyond the map: (B, windows w, ...)."""
-            more = windows * w - t.shape[1]
-            rest = [[0, 0]] * (len(t.shape) - 2)
-            return ops.pad(t, [[0, 0], [0, more], *rest]) if more else t
-
-        given = keras.tree.map_structure(pad, given)
-        on_map = ops.cast(ops.arange(windows * w) < W, "int32")[:, None]
-        if windows == 1:
-            on_map = on_map if columns > W else None  # all of them
-            _, (x, seen) = self._draw_window(self.left, given, on_map)
-            return x[:, :W], seen
-
-        def by_window(t):
-            t = ops.reshape(t, (-1, windows, w, *t.shape[2:]))
-            return ops.swapaxes(t, 0, 1)  # (windows, B, w, ...)
-
-        def by_pixel(t):
-            t = ops.swapaxes(t, 0, 1)
-            return ops.reshape(t, (-1, windows * w, *t.shape[3:]))
-
-        def one_window(left, given):
-            return self._draw_window(left, *given)
-
-        given = keras.tree.map_structure(by_window, given)
-        given = given, ops.reshape(on_map, (windows, w, 1))
-        _, drawn = backend.scan(one_window, self.left, given)
-        x, seen = keras.tree.map_structure(by_pixel, drawn)
-        return x[:, :W], keras.tree.map_structure(lambda t: t[:, :columns], seen)
-
-    def _draw_window(self, left, given, on_map):
-        """What the next window needs; its pixels (B, w, C) and what the next row needs.
-
-        The pixels' distributions follow from a guess of them; drawn from these, by
+    def draw_at_once(self, above, guess, x, u):
+        """The pixels' distributions follow from a guess of them; drawn from these, by
         their own uniforms, they are the next guess. After t rounds the first t
         dimensions are right, so a guess that does not change, and that of the last
         round, are the pixels as drawn one after another (Song et al. 2021,
-        arXiv:2002.03629).
-
-        `on_map` (w, 1): 0 for pixels beyond the map; None where there are none.
-        """
-        above, guess, x, u = given
-        w, C = guess.shape[1:]
-        rounds = w * (C if self.model.channels_in_turn else 1)
-        above, u = fold(above), fold(u)[:, None, None]  # (B w, 1, 1, C)
+        arXiv:2002.03629; Wiggers and Hoogeboom 2020, arXiv:2002.09928)."""
+        model, W = self.model, self.model.image_shape[1]
 
         def scale(x):
-            x = self.model.scale(x)  # (B, w, C)
-            return fold(x if on_map is None else x * ops.cast(on_map, x.dtype))
+            return self._pad(model.scale(x))  # (B, W + extra, C)
 
         def one_round(guess):
-            params, after = self.network.pixels(left, above, scale(guess), w)
-            params = params[:, None, None]  # an image of one pixel
-            drawn = self.model.likelihood.draw(params, u, self.temperature)
-            drawn = unfold(ops.cast(drawn[:, 0, 0], "int32"), w)
-            drawn = drawn if on_map is None else on_map * drawn
+            params, after = self.network.step(self.left, above, scale(guess))
+            params = params[:, None, :W]  # an image of one row
+            drawn = model.likelihood.draw(params, u[:, None], self.temperature)[:, 0]
+            drawn = ops.cast(drawn, "int32")
             drawn = drawn if self.known is None else ops.where(self.known, x, drawn)
             return drawn, after
+
+        def changes(t, guess, drawn, *_):
+            different = ops.any(ops.not_equal(guess, drawn))
+            return ops.logical_and(t < self.columns * self.turns, different)
 
         def next_round(t, guess, drawn, *_):
             new, after = one_round(drawn)
             return t + 1, drawn, new, *keras.tree.flatten(after)
 
-        def changes(t, guess, drawn, *_):
-            return ops.logical_and(t < rounds, ops.any(ops.not_equal(guess, drawn)))
-
         drawn, after = one_round(guess)
-        if rounds > 1:
-            state = ops.ones((), "int32"), guess, drawn, *keras.tree.flatten(after)
-            _, _, drawn, *flat = ops.while_loop(changes, next_round, state)
-            after = keras.tree.pack_sequence_as(after, flat)
-        left, seen = self.network.see(left, above, scale(drawn), after, w)
-        return left, (drawn, unfold(seen, w))
+        state = ops.ones((), "int32"), guess, drawn, *keras.tree.flatten(after)
+        _, _, drawn, *flat = ops.while_loop(changes, next_round, state)
+        after = keras.tree.pack_sequence_as(after, flat)
+        _, seen = self.network.see(self.left, above, scale(drawn), after)
+        return drawn, seen
+
+    def draw_pixels(self, above, guess, x, u):
+        """One after another."""
+        del guess
+        model, W = self.model, self.model.image_shape[1]
+        known = None if self.known is None else self.known[:, 0]  # (1 or B, 1)
+
+        def one_pixel(left, given):
+            above, x, u, on_map = given  # (B, ...), (B, C) twice, ()
+
+            def scale(x):
+                return on_map * model.scale(x)
+
+            drawn = ops.zeros_like(x) if known is None else ops.where(known, x, 0)
+            for _ in range(self.turns):  # each makes one more channel right
+                params, after = self.network.step(left, above, scale(drawn))
+                params, u_here = params[:, None, None], u[:, None, None]
+                drawn = model.likelihood.draw(params, u_here, self.temperature)
+                drawn = ops.cast(drawn[:, 0, 0], "int32")
+                drawn = drawn if known is None else ops.where(known, x, drawn)
+            left, seen = self.network.see(left, above, scale(drawn), after)
+            return left, (drawn, seen)
+
+        def swap(t):
+            return ops.swapaxes(t, 0, 1)  # (B, W, ...) <-> (W, B, ...)
+
+        given = keras.tree.map_structure(swap, (above, self._pad(x), self._pad(u, 0.5)))
+        on_map = ops.cast(ops.arange(self.columns) < W, model.compute_dtype)
+        _, drawn = backend.scan(one_pixel, self.left, (*given, on_map))
+        x, seen = keras.tree.map_structure(swap, drawn)
+        return x[:, :W], seen
 
 
 class CachedNetwork:
@@ -199,21 +201,21 @@ class CachedNetwork:
         del rows
         return self.layers.each("left")
 
-    def pixels(self, left, above, x, width=1):
-        """The parameters (B w, P) of pixels x (B w, C); and, of each layer, what is
-        carried to the pixel after them and what `end_row` needs."""
+    def step(self, left, above, x):
+        """Of a pixel x (B, C), or of a row (B, W, C): the parameters (B, P) or
+        (B, W, P); and what is carried to the next pixel, and what `end_row` needs."""
         from_above, above = above
-        steps = _Steps(self.layers.caches_with(above=above, left=left), width)
+        steps = _Steps(self.layers.caches_with(above=above, left=left))
         params = self.model.network(x, from_above, self.biases, steps.pixels)
         return params, (steps.each("left"), steps.each("seen"))
 
-    def see(self, left, above, x, after, width=1):
-        """What `pixels` returned beside parameters, for other values x of the pixels
-        that give the same parameters: the layers of the image itself see these."""
+    def see(self, left, above, x, after):
+        """What `step` returned beside parameters, for other values x of the pixels that
+        give the same parameters: the layers of the image itself see these."""
         caches = self.layers.caches_with(above=above[1], left=left)
         lefts, seens = map(list, after)
         for i in self.layers.of_image:
-            _, cache = self.layers.layers[i].step(x, caches[i], width)
+            _, cache = self.layers.layers[i].step(x, caches[i])
             lefts[i], seens[i] = cache["left"], cache["seen"]
         return lefts, seens
 
@@ -257,10 +259,10 @@ class _Start:
 
 
 class _Steps:
-    """`apply` as a step of each layer over its cache: `row`, or `pixels`, w at once."""
+    """`apply` as a step of each layer over its cache: `row`, or `pixels` of one."""
 
-    def __init__(self, caches, width=1):
-        self.caches, self.width, self.after = caches, width, []
+    def __init__(self, caches):
+        self.caches, self.after = caches, []
 
     def row(self, layer, x, bias=None):
         del bias  # in the cache
@@ -270,21 +272,9 @@ class _Steps:
 
     def pixels(self, layer, x, bias=None):
         del bias
-        y, after = layer.step(x, self.caches[len(self.after)], self.width)
+        y, after = layer.step(x, self.caches[len(self.after)])
         self.after.append(after)
         return y
 
     def each(self, name):
         return [cache[name] for cache in self.after]
-
-
-def fold(x):
-    """(B, w, ...) -> (B w, ...), in nests."""
-    return keras.tree.map_structure(lambda t: ops.reshape(t, (-1, *t.shape[2:])), x)
-
-
-def unfold(x, width):
-    """(B w, ...) -> (B, w, ...), in nests."""
-    return keras.tree.map_structure(
-        lambda t: ops.reshape(t, (-1, width, *t.shape[1:])), x
-    )

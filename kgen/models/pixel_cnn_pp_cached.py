@@ -19,7 +19,6 @@ from keras import ops
 
 from kgen import backend
 from kgen.layers.weight_norm import concat_elu, upsample
-from kgen.models.cached_sampler import fold, unfold
 
 
 def kept_where(due, new, old):
@@ -200,8 +199,8 @@ class CachedPixelCNNPlusPlus:
             caches |= {f"halve_{r}": zeros(self.F), f"low_{r}": zeros(self.F)}
         return caches
 
-    def pixels(self, left, above, x, width=1):
-        left = Left(left) if width == 1 else LeftInRow(left, width)
+    def step(self, left, above, x):
+        left = Left(left) if len(x.shape) == 2 else LeftInRow(left, x.shape[1])
         i, j = left.constant("i"), left.column("j")
         due, due_row = self._due(j), self._due(i)
         pairs = zip(above["packed"], self.above_sizes, strict=True)
@@ -223,9 +222,9 @@ class CachedPixelCNNPlusPlus:
         params = self.head.point(ops.elu(ul))
         return params, (left.after, [pack(level) for level in kept])
 
-    def see(self, left, above, x, after, width=1):
+    def see(self, left, above, x, after):
         left, seen = after
-        return (left | {"image": self._image(x)} if width == 1 else left), seen
+        return left | {"image": self._image(x)}, seen
 
     def _before(self, left, name, r, due):
         def before(k, x):
@@ -236,7 +235,7 @@ class CachedPixelCNNPlusPlus:
     def _down(self, left, first, levels, x, due, kept):
         """The way down at a pixel: its features after each block (B, F), and `kept`."""
         left_pixel = left.neighbour("image", self._image(x))
-        ul = first + left_pixel @ self.first[2].taps[0]  # (B, F)
+        ul = first + ops.dot(left_pixel, self.first[2].taps[0])  # (B, F)
         passed = []
         for r, blocks in enumerate(self.down_ul):
             if r:
@@ -260,7 +259,8 @@ class CachedPixelCNNPlusPlus:
         column = j // 2**r % 2
         if not j.shape:
             return ul @ ops.take(kernel, column, axis=0) + conv.b
-        return ops.where(ops.equal(column, 0), ul @ kernel[0], ul @ kernel[1]) + conv.b
+        first, second = ops.dot(ul, kernel[0]), ops.dot(ul, kernel[1])
+        return ops.where(ops.equal(column, 0), first, second) + conv.b
 
     def _image(self, x):
         """As the network takes images: in -1..1, and ones."""
@@ -309,13 +309,11 @@ class _Convolution:
         return backend.convolution(row[:, None], self.upper, pads, self.b)[:, 0]
 
     def pixel(self, left, x, above):
-        return left @ self.taps[0] + x @ self.taps[1] + above  # (B, G)
+        return ops.dot(left, self.taps[0]) + ops.dot(x, self.taps[1]) + above  # (B, G)
 
     def point(self, x):
-        """Of one tap: of pixels (B, F), or of a row (B, 1, w, F)."""
-        if len(x.shape) == 2:
-            return x @ self.taps[0] + self.b
-        return backend.convolution(x, self.kernel, ((0, 0), (0, 0)), self.b)
+        """Of one tap: of features along the last axis."""
+        return ops.dot(x, self.taps[0]) + self.b
 
 
 class _Resnet:
@@ -388,27 +386,23 @@ class Left:
 
 
 class LeftInRow:
-    """The same for all W pixels of a row at once, (B W, F), from the caches of an
-    edge."""
+    """The same for all pixels of a row at once, (B, W, F)."""
 
     def __init__(self, caches, width):
         self.caches, self.width, self.after = caches, width, {}
 
     def neighbour(self, name, x, step=1, due=True):
         del name, due
-        x = ops.pad(unfold(x, self.width), [[0, 0], [step, 0], [0, 0]])
-        return fold(x[:, : self.width])
+        return ops.pad(x, [[0, 0], [step, 0], [0, 0]])[:, : x.shape[1]]
 
     def held(self, name, x, step, due):
         del name, due
-        columns = np.arange(self.width) // step * step
-        return fold(ops.take(unfold(x, self.width), columns, axis=1))
+        return ops.take(x, np.arange(x.shape[1]) // step * step, axis=1)
 
     def constant(self, name):
         return self.caches[name]
 
     def column(self, name):
-        """j of each pixel: (B W, 1)."""
-        j = ops.arange(self.width, dtype="int32")
-        B = ops.shape(self.caches["image"])[0]
-        return ops.reshape(j + ops.zeros((B, 1), "int32"), (-1, 1))
+        """j of each pixel: (W, 1)."""
+        del name
+        return ops.arange(self.width, dtype="int32")[:, None]
