@@ -53,6 +53,10 @@ class Autoregressive(GenerativeModel):
     # one by one. Otherwise the likelihood couples them, and pixels are drawn whole.
     channels_in_turn = True
 
+    # Whether small batches are drawn a row at once (kgen/models/cached_sampler.py); no
+    # gain where a layer goes along the row from pixel to pixel.
+    whole_rows = True
+
     # Columns, zero in the image, that the network goes on to on the right
     extra_columns = 0
 

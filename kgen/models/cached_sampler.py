@@ -19,11 +19,16 @@ of `CachedNetwork`, with the same methods.
 Shapes: B batch, (H, W, C) image, P likelihood parameters a pixel.
 """
 
+import functools
 
 import keras
 from keras import ops
 
 from kgen import backend
+
+# Images of a batch up to which rows are drawn at once. Rounds go on until the last image
+# of a batch has its row; tests/benchmarks/bench_sampling.py measures both.
+_LARGEST = {"tensorflow": 8, "jax": 4, "torch": 64}
 
 
 def sample_rows(model, network, x, u, known_rows, temperature=1.0, whole_rows=None):
@@ -34,8 +39,8 @@ def sample_rows(model, network, x, u, known_rows, temperature=1.0, whole_rows=No
     """
     all_drawn = isinstance(known_rows, int) and known_rows == 0
     known_rows = ops.reshape(ops.cast(known_rows, "int32"), (-1, 1, 1))
-    if whole_rows is None:
-        whole_rows = draws_whole_rows(model, u.shape[0])
+    if whole_rows is None:  # a bool; in TensorFlow's graph, for all batches, a tensor
+        whole_rows = model.whole_rows and ops.shape(u)[0] <= _LARGEST[backend.name]
 
     def one_row(carried, given):
         rows, guess = carried
@@ -46,18 +51,17 @@ def sample_rows(model, network, x, u, known_rows, temperature=1.0, whole_rows=No
         row = _Row(model, network, temperature, network.start_left(rows), known)
         given = above, guess, x_row, u_row
 
-        def at_once():
-            return row.draw_at_once(*given)
-
-        def pixel_by_pixel():
-            return row.draw_pixels(*given)
-
-        if whole_rows:
+        at_once = functools.partial(row.draw_at_once, *given)
+        pixel_by_pixel = functools.partial(row.draw_pixels, *given)
+        if whole_rows is True:
             x_row, seen = at_once()
-        elif all_drawn:
+        elif whole_rows is False and all_drawn:
             x_row, seen = pixel_by_pixel()
         else:  # a row that is known takes one round
-            x_row, seen = ops.cond(ops.all(known), at_once, pixel_by_pixel)
+            whole = (
+                whole_rows if all_drawn else ops.logical_or(whole_rows, ops.all(known))
+            )
+            x_row, seen = ops.cond(whole, at_once, pixel_by_pixel)
         return (network.end_row(rows, x_row, seen), x_row), x_row
 
     x = ops.swapaxes(ops.cast(x, "int32"), 0, 1)  # (H, B, W, C)
@@ -66,10 +70,6 @@ def sample_rows(model, network, x, u, known_rows, temperature=1.0, whole_rows=No
     start = network.start_rows(), ops.zeros_like(x[0])  # a guess is the row above
     _, x = backend.scan(one_row, start, given)  # (H, B, W, C)
     return ops.swapaxes(x, 0, 1)
-
-
-def draws_whole_rows(model, batch):
-    return True
 
 
 class _Row:

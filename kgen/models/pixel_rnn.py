@@ -162,4 +162,4 @@ class DiagonalBiLSTM(_PixelRNN):
         model.fit(images, validation_data=held_out, epochs=5)
     """
 
-    layer_class, extra_columns = DiagonalBiLSTMLayer, 1
+    layer_class, extra_columns, whole_rows = DiagonalBiLSTMLayer, 1, False
