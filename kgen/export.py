@@ -47,7 +47,8 @@ import keras
 import numpy as np
 
 from kgen import files
-from kgen.checks import finite_weights
+from kgen.tensor_checks import finite_weights
+from kgen.version import __version__
 
 _EXTRA, _CARD = "assets.extra", "model_card.json"
 
@@ -110,8 +111,6 @@ def _put_beside(path, about):
 
 
 def _card(model, version, training):
-    import kgen
-
     average = getattr(model, "average", None)
     return {
         "model": type(model).__name__,
@@ -126,7 +125,7 @@ def _card(model, version, training):
         },
         "units": {"log_prob": "nats", "elbo": "nats", "images": "0..levels-1"},
         "backend": keras.backend.backend(),
-        "versions": {"keras": keras.__version__, "kgen": kgen.__version__},
+        "versions": {"keras": keras.__version__, "kgen": __version__},
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "training": training,
     }
@@ -293,7 +292,7 @@ def _whole(model, names, values):
 
 
 def _write_in_child(model, path, served):
-    modules = _custom_modules(keras.saving.serialize_keras_object(model))
+    modules = _modules(keras.saving.serialize_keras_object(model))
     if "__main__" in modules:
         raise RuntimeError(
             "The model has classes defined in __main__ (a script or a notebook), which "
@@ -356,17 +355,17 @@ def _end_with_parent(alive, folder):
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _custom_modules(config):
-    """Modules of the user's own classes in a serialised configuration."""
+def _modules(config):
+    """Modules of the classes, other than Keras', in a serialised configuration."""
     if isinstance(config, (list, tuple)):
-        return set().union(*map(_custom_modules, config))
+        return set().union(*map(_modules, config))
     if not isinstance(config, dict):
         return set()
     module = None
     if "registered_name" in config and "module" in config:
         module = config["module"] or "__main__"  # Keras writes None for __main__
-    own = module and module.split(".")[0] not in ("keras", "kgen", "builtins")
-    inner = map(_custom_modules, config.values())
+    own = module and module.split(".")[0] not in ("keras", "builtins")
+    inner = map(_modules, config.values())
     return set().union({module} if own else (), *inner)
 
 
@@ -375,6 +374,6 @@ if __name__ == "__main__":
 
     alive, saved, path, served, *modules = sys.argv[1:]
     _end_with_parent(int(alive), os.path.dirname(saved))
-    for module in ("kgen", *modules):  # registers the models, and the user's
+    for module in modules:  # registers their classes
         importlib.import_module(module)
     _write(keras.models.load_model(saved, compile=False), path, served)

@@ -10,18 +10,9 @@ from keras import ops
 
 from kgen import backend, export, files, fitting, limits, presets, random
 from kgen.batching import in_batches
-from kgen.checks import (
-    OutOfRange,
-    check_data,
-    check_images,
-    check_labels,
-    clip,
-    is_integer,
-    portable,
-    positive,
-    sizes,
-)
+from kgen.checks import is_integer, portable, positive, sizes
 from kgen.optimizers import Alternating
+from kgen.tensor_checks import OutOfRange, check_data, check_images, check_labels, clip
 
 
 class GenerativeModel(keras.Model):

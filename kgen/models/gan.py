@@ -28,14 +28,7 @@ import numpy as np
 from keras import ops
 
 from kgen import backend, random
-from kgen.checks import (
-    boolean,
-    fraction,
-    not_negative,
-    one_of,
-    positive,
-    prepare_latents,
-)
+from kgen.checks import boolean, fraction, not_negative, one_of, positive
 from kgen.models import gan_losses as losses
 from kgen.models.base import GenerativeModel
 from kgen.models.networks import (
@@ -45,6 +38,7 @@ from kgen.models.networks import (
     symbolic_output,
 )
 from kgen.optimizers import Alternating
+from kgen.tensor_checks import prepare_latents
 
 LOSS_METRICS = ["discriminator_loss", "generator_loss"]
 NORM_METRICS = ["discriminator_gradient_norm", "generator_gradient_norm"]
@@ -190,6 +184,11 @@ class GAN(GenerativeModel):
         """G(z), float32 (B, H, W, C) in 0..1."""
         network = network or self.generator
         return ops.cast(network(self._given(z, labels), training=training), "float32")
+
+    def make_from_seeds(self, seeds, labels=None):
+        """G(z), z ~ p(z), of the generator itself, not of its average: of seeds, int32
+        (B, 2) [and labels (B,)], float32 (B, H, W, C) in 0..1."""
+        return self.make(self.prior.of(seeds), labels)
 
     def _logits(self, x, labels=None, training=False):
         """D(x) of images in 0..1: float32 (B,)."""

@@ -34,7 +34,7 @@ from keras import ops
 
 from kgen import backend, random
 from kgen.batching import in_batches
-from kgen.checks import is_integer, not_negative, positive, prepare_latents, sizes
+from kgen.checks import is_integer, not_negative, positive, sizes
 from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
 from kgen.metrics import bits_per_dim, log_mean_weight
@@ -44,6 +44,7 @@ from kgen.models.networks import (
     serialize_networks,
     vae_networks,
 )
+from kgen.tensor_checks import prepare_latents
 
 LATENT, _PIXELS = 0, 1  # streams of one seed
 

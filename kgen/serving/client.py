@@ -19,7 +19,7 @@ import urllib.parse
 import numpy as np
 
 from kgen.checks import is_number, positive
-from kgen.random import image_seeds
+from kgen.seeds import image_seeds
 from kgen.serving.errors import AttemptTimeout, ServingError
 from kgen.serving.over_rest import Rest
 from kgen.serving.signatures import Signatures
