@@ -22,6 +22,7 @@ import kgen
 from kgen.serving import Client, ServingError
 from kgen.serving.__main__ import main
 from kgen.serving.config import commands
+from kgen.signatures import Input, Output, Signature
 
 pytestmark = pytest.mark.once
 
@@ -40,30 +41,27 @@ class Stub:
         self.model, self.seen, self.delay, self.states = model, [], 0.0, ["AVAILABLE"]
         self.reads, self.older, self.levels = 0, older, LEVELS
 
-    def tensor(self, name, dtype=None):
-        """Of the metadata."""
-        dtypes = {"images": "uint8" if self.older else "int32", "z": "float"}
-        shapes = {"images": SHAPE, "z": (3,)}
-        sizes = [{"size": str(size)} for size in (-1, *shapes.get(name, ()))]
-        dtype = dtype or dtypes.get(name, "int64")
-        return {"dtype": f"DT_{dtype.upper()}", "tensor_shape": {"dim": sizes}}
+    def describe(self, name, tensor):
+        """A tensor in the metadata."""
+        dtype = "uint8" if self.older and name == "images" else tensor.dtype
+        sizes = [{"size": str(size)} for size in (-1, *tensor.shape)]
+        dtype = f"DT_{dtype.upper().replace('FLOAT32', 'FLOAT')}"
+        return {"dtype": dtype, "tensor_shape": {"dim": sizes}}
 
     @property
     def described(self):
         self.reads += 1
-        label = [] if self.model.num_classes is None else ["label"]
-        signatures = {
-            signature: {
-                "inputs": {name: self.tensor(name) for name in [*inputs, *label]},
-                "outputs": {name: self.tensor(name, "uint8") for name in outputs},
-            }
-            for signature, (_, inputs, outputs) in self.model.endpoints().items()
-        }
+        signatures = dict(self.model.endpoints())
         if not self.older:
-            index, levels = self.tensor("index"), self.tensor("levels", "int32")
-            outputs = dict.fromkeys(["levels", "num_classes"], levels)
-            signatures["limits"] = {"inputs": {"index": index}, "outputs": outputs}
-        return signatures
+            outputs = dict.fromkeys(["levels", "num_classes"], Output("int32"))
+            signatures["limits"] = Signature(None, {"index": Input("int64")}, outputs)
+        return {
+            name: {
+                "inputs": {k: self.describe(k, v) for k, v in s.inputs.items()},
+                "outputs": {k: self.describe("", v) for k, v in s.outputs.items()},
+            }
+            for name, s in signatures.items()
+        }
 
     def find(self, name, version):
         if name != "m":
@@ -82,8 +80,9 @@ class Stub:
             return {"levels": np.array([self.levels]), "num_classes": classes}
         self.seen.append((signature, inputs))
         time.sleep(self.delay)
-        types = {"images": "uint8" if self.older else "int32", "z": "float32"}
-        types = {name: types.get(name, "int64") for name in inputs}
+        asked = self.model.endpoints()[signature]
+        types = {name: given.dtype for name, given in asked.inputs.items()}
+        types |= {"images": "uint8"} if self.older else {}
         for name, value in inputs.items():  # JSON has no types
             if not isinstance(value, list) and value.dtype != types[name]:
                 words = f"Expects arg[0] to be {types[name]} but {value.dtype} is"
@@ -94,11 +93,10 @@ class Stub:
         if "seed" in inputs:
             words = inputs["seed"] >> 32, inputs["seed"] & 0xFFFFFFFF
             inputs["seed"] = np.stack(words, -1).astype("int32")  # (n, 2)
-        function, names, outputs = self.model.endpoints()[signature]
-        label = [] if self.model.num_classes is None else ["label"]
-        results = function(*(ops.convert_to_tensor(inputs[k]) for k in names + label))
+        arguments = (ops.convert_to_tensor(inputs[k]) for k in asked.inputs)
+        results = asked.function(*arguments)
         results = results if isinstance(results, tuple) else (results,)
-        return dict(zip(outputs, map(numpy, results), strict=True))
+        return dict(zip(asked.outputs, map(numpy, results), strict=True))
 
 
 @contextlib.contextmanager

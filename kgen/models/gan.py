@@ -38,6 +38,7 @@ from kgen.models.networks import (
     symbolic_output,
 )
 from kgen.optimizers import Alternating
+from kgen.signatures import Input, Output
 from kgen.tensor_checks import prepare_latents
 
 LOSS_METRICS = ["discriminator_loss", "generator_loss"]
@@ -330,9 +331,12 @@ class GAN(GenerativeModel):
         return self._logits(self._real(x), labels, training) + nan
 
     def endpoints(self):
+        z = {"z": Input("float32", (self.latent_dim,), kind="latent")}
+        images = {"images": Output("float32", self.image_shape)}
+        real, logits = {"images": self.image_input}, {"logits": Output("float32")}
         return super().endpoints() | {
-            "generate": (self._generate_images, ["z"], ["images"]),
-            "discriminate": (self._score_images, ["images"], ["logits"]),
+            "generate": self.signature(self._generate_images, z, images),
+            "discriminate": self.signature(self._score_images, real, logits),
         }
 
     def get_config(self):
