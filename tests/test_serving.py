@@ -100,10 +100,10 @@ class Stub:
 
 
 @contextlib.contextmanager
-def serve(over="rest", port=0, name="fvbn", num_classes=None, older=False):
-    """(a client of the model of this name, the stub)."""
+def serve(over="rest", port=0, name="fvbn", num_classes=None, older=False, model=None):
+    """(a client of the model, or of that of this name, the stub)."""
     scheme, interface = INTERFACES[over]
-    stub = Stub(shared(name, SHAPE, LEVELS, num_classes), older)
+    stub = Stub(model or shared(name, SHAPE, LEVELS, num_classes), older)
     with interface(stub.find, port) as port:
         with Client(f"{scheme}://127.0.0.1:{port}/", "m", max_batch=4) as client:
             yield client, stub
@@ -154,6 +154,35 @@ def test_methods_return_what_the_models_return(
             z = np.ones((5, 3))
             expected = client.decode(z, np.full(5, 2))
             np.testing.assert_array_equal(client.decode(z, 2), expected)
+
+
+def test_call_asks_for_any_signature(over, rng):
+    """In batches of `max_batch`, in the dtypes of the metadata, which REST drops."""
+    inputs, outputs = exports.masking_request(10, rng)
+    with serve(over, model=exports.Masking(SHAPE, LEVELS)) as (client, stub):
+        for rows in (slice(None), slice(0)):
+            answer = client.call("mask", **{k: v[rows] for k, v in inputs.items()})
+            assert answer.keys() == outputs.keys()
+            for name, value in outputs.items():
+                assert answer[name].dtype == value.dtype
+                np.testing.assert_array_equal(answer[name], value[rows])
+        assert [len(inputs["mask"]) for _, inputs in stub.seen] == [4, 4, 2]
+        images = client.call("sample", seed=range(5))  # one output: no dict
+        np.testing.assert_array_equal(images, client.sample(5, seed=0))
+        stub.seen.clear()
+        for wrong, words in (
+            ({}, "needs"),
+            ({"noise": 1.0}, "needs"),
+            (inputs | {"label": [1]}, "takes no labels in 'mask'"),
+            (inputs | {"mask": inputs["noise"]}, "mask must be integers"),
+            (inputs | {"mask": inputs["mask"][:9]}, r"shape \(10\); got \(9,\)"),
+            (inputs | {"step": []}, r"step must be of shape \(10\); got \(0,\)"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                client.call("mask", **wrong)
+        with refused("no signature 'nothing'", 400):
+            client.call("nothing", **inputs)
+        assert not stub.seen
 
 
 def test_older_exports_take_bytes(over, digits):
