@@ -12,26 +12,17 @@ The way the data goes, a file per arrow:
 
 `kgen.random` turns seeds into the same noise everywhere, `kgen.distribute` chooses the
 devices.
+
+Each of these modules is imported on its first use: a client of a server
+(`kgen.serving`) needs no framework. `keras.saving.load_model` needs the models' classes
+registered: they are where Keras is imported before kgen, and from the first use of
+`kgen.models` on.
 """
 
-from kgen import (
-    backend,
-    callbacks,
-    data,
-    distribute,
-    export,
-    files,
-    layers,
-    likelihoods,
-    metrics,
-    models,
-    optimizers,
-    presets,
-    random,
-    serving,
-)
+import importlib
+import sys
 
-__version__ = "0.1.0"
+from kgen.version import __version__ as __version__
 
 __all__ = [
     "backend",
@@ -49,3 +40,17 @@ __all__ = [
     "random",
     "serving",
 ]
+
+
+def __getattr__(name):
+    if name not in __all__:
+        raise AttributeError(f"module 'kgen' has no attribute {name!r}")
+    return importlib.import_module(f"kgen.{name}")
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
+
+
+if sys.modules.get("keras"):  # for `keras.saving.load_model` without another import
+    importlib.import_module("kgen.models")

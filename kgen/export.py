@@ -47,7 +47,9 @@ import keras
 import numpy as np
 
 from kgen import files
-from kgen.checks import finite_weights
+from kgen.signatures import Input, Output, Signature
+from kgen.tensor_checks import finite_weights
+from kgen.version import __version__
 
 _EXTRA, _CARD = "assets.extra", "model_card.json"
 
@@ -110,8 +112,6 @@ def _put_beside(path, about):
 
 
 def _card(model, version, training):
-    import kgen
-
     average = getattr(model, "average", None)
     return {
         "model": type(model).__name__,
@@ -121,12 +121,12 @@ def _card(model, version, training):
         "num_classes": model.num_classes,
         "parameters": model.count_params() - (average.count_params() if average else 0),
         "signatures": {
-            name: {"inputs": inputs, "outputs": outputs}
-            for name, (_, inputs, outputs) in _signatures(model).items()
+            name: {"inputs": list(s.inputs), "outputs": list(s.outputs)}
+            for name, s in _signatures(model).items()
         },
         "units": {"log_prob": "nats", "elbo": "nats", "images": "0..levels-1"},
         "backend": keras.backend.backend(),
-        "versions": {"keras": keras.__version__, "kgen": kgen.__version__},
+        "versions": {"keras": keras.__version__, "kgen": __version__},
         "exported": datetime.now(UTC).isoformat(timespec="seconds"),
         "training": training,
     }
@@ -140,21 +140,15 @@ def next_version(folder):
 
 
 def _signatures(model):
-    """{signature: (function, names of its inputs, of its outputs)}: the model's
-    endpoints, with labels if it is conditional, and `limits`."""
+    """The model's endpoints, and `limits`."""
 
     def limits(index):
-        import tensorflow as tf
+        zeros = keras.ops.zeros_like(index, "int32")
+        return zeros + model.levels, zeros + (model.num_classes or 0)
 
-        shape = tf.shape(index)
-        return tf.fill(shape, model.levels), tf.fill(shape, model.num_classes or 0)
-
-    label = ["label"] if model.num_classes is not None else []
-    signatures = {
-        name: (fn, [*inputs, *label], outputs)
-        for name, (fn, inputs, outputs) in model.endpoints().items()
-    }
-    return signatures | {"limits": (limits, ["index"], ["levels", "num_classes"])}
+    outputs = dict.fromkeys(["levels", "num_classes"], Output("int32"))
+    inputs = {"index": Input("int64")}
+    return model.endpoints() | {"limits": Signature(limits, inputs, outputs)}
 
 
 def _write(model, path, served):
@@ -164,11 +158,9 @@ def _write(model, path, served):
     # Without `track`, which would write every weight twice: a variable of Keras and the
     # one of TensorFlow in it. The endpoints keep those that they read.
     archive = keras.export.ExportArchive()
-    for name, (fn, inputs, outputs) in _signatures(model).items():
-        signature = [_spec(model, i) for i in inputs]
-        archive.add_endpoint(
-            name, _make_endpoint(model, fn, inputs, outputs), signature
-        )
+    for name, signature in _signatures(model).items():
+        specs = [_spec(*i) for i in signature.inputs.items()]
+        archive.add_endpoint(name, _make_endpoint(signature), specs)
     # A server needs no gradients, which are a function for every convolution.
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     archive.write_out(str(path), options, verbose=False)
@@ -190,7 +182,7 @@ def _share_default(path):
 
 
 def _write_warmup(model, folder, served):
-    """A request of one image, of zeros, for each signature."""
+    """A request of one row for each signature."""
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 
@@ -198,87 +190,53 @@ def _write_warmup(model, folder, served):
     signatures = _signatures(model)
     signatures |= {"serving_default": signatures["sample"]}
     with tf.io.TFRecordWriter(str(folder / "tf_serving_warmup_requests")) as records:
-        for signature, (_, inputs, _) in signatures.items():
+        for name, signature in signatures.items():
             request = predict_pb2.PredictRequest()
             request.model_spec.name = served
-            request.model_spec.signature_name = signature
-            for name in inputs:
-                spec = _spec(model, name)
-                zeros = np.zeros((1, *spec.shape[1:]), spec.dtype.as_numpy_dtype)
-                request.inputs[name].CopyFrom(tf.make_tensor_proto(zeros))
+            request.model_spec.signature_name = name
+            for key, given in signature.inputs.items():
+                value = np.full((1, *given.shape), given.example, given.dtype)
+                request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
             log = prediction_log_pb2.PredictionLog()
             log.predict_log.request.CopyFrom(request)
             records.write(log.SerializeToString())
 
 
-def _spec(model, name):
+def _spec(name, given):
     import tensorflow as tf
 
-    shape, dtype = {
-        "seed": ((), tf.int64),
-        "label": ((), tf.int64),
-        "index": ((), tf.int64),
-        "known_rows": ((), tf.int64),
-        "images": (model.image_shape, tf.int32),
-        "z": ((getattr(model, "latent_dim", None),), tf.float32),
-    }[name]
-    return tf.TensorSpec((None, *shape), dtype, name=name)
+    return tf.TensorSpec((None, *given.shape), given.dtype, name)
 
 
-def _make_endpoint(model, fn, inputs, outputs):
-    """`fn` behind the checks, its outputs by name; a served seed is split into the
-    pair of 32-bit words that models take."""
+def _make_endpoint(signature):
+    """The signature's function behind the checks of its inputs, its outputs by name."""
     import tensorflow as tf
-
-    highest = {
-        "images": model.levels - 1,
-        "known_rows": model.image_shape[0],
-        "label": (model.num_classes or 1) - 1,
-    }
-
-    def check_range(name, value):
-        """`value` after the check: what uses it shall not fail first, in its words."""
-        message = f"{name} must be in 0..{highest[name]}"
-        most = tf.constant(highest[name], value.dtype)
-        checks = [
-            tf.debugging.assert_non_negative(value, message),
-            tf.debugging.assert_less_equal(value, most, message),
-        ]
-        with tf.control_dependencies(checks):
-            return tf.identity(value)
-
-    def prepare(name, value):
-        if name == "seed":
-            low_high = tf.bitcast(value, tf.int32)  # (B, 2), little end first
-            return tf.reverse(low_high, [1])
-        if name == "z":  # beyond any prior, and answers stay finite
-            tf.debugging.assert_less(tf.abs(value), 1e4, "z must be finite, |z| < 1e4")
-            return value
-        if name in highest:
-            value = check_range(name, value)
-        return tf.cast(value, tf.uint8) if name == "images" else value
 
     def endpoint(*values):
-        # TensorFlow's fused convolutions give wrong shapes for no images at all: an
-        # empty batch gets one of zeros, whose answer is dropped.
-        values = _whole(model, inputs, values)
+        values, prepared = _check_shapes(signature.inputs, values), []
         n = tf.shape(values[0])[0]
+        # TensorFlow's fused convolutions give wrong shapes for no images at all: an
+        # empty batch gets a row, whose answer is dropped.
         fill = tf.maximum(1 - n, 0)
-        rest = [[[0, 0]] * (len(v.shape) - 1) for v in values]
-        values = [tf.pad(v, [[0, fill], *r]) for v, r in zip(values, rest, strict=True)]
-        results = fn(*map(prepare, inputs, values))
+        for (name, given), value in zip(signature.inputs.items(), values, strict=True):
+            rows = [[0, fill], *[[0, 0]] * len(given.shape)]
+            value = tf.pad(value, rows, constant_values=given.example)
+            prepared.append(_prepare(name, given, value))
+        results = signature.function(*prepared)
         results = results if isinstance(results, tuple) else (results,)
-        return {k: v[:n] for k, v in zip(outputs, results, strict=True)}
+        described = zip(signature.outputs.items(), results, strict=True)
+        return {name: _check_output(name, o, v)[:n] for (name, o), v in described}
 
     return endpoint
 
 
-def _whole(model, names, values):
+def _check_shapes(inputs, values):
     """`values` after the check of their shapes, which a server leaves to the graph."""
     import tensorflow as tf
 
+    names = list(inputs)
     values = [
-        tf.ensure_shape(value, _spec(model, name).shape)
+        tf.ensure_shape(value, (None, *inputs[name].shape))
         for name, value in zip(names, values, strict=True)
     ]
     n = tf.shape(values[0])[0]
@@ -292,8 +250,44 @@ def _whole(model, names, values):
         return [tf.identity(value) for value in values]
 
 
+def _prepare(name, given, value):
+    """`value` as the function takes it, after the check of its range: what uses it
+    shall not fail first, in its words."""
+    import tensorflow as tf
+
+    checks = []
+    if given.interval is not None:
+        least, most = (tf.constant(end, value.dtype) for end in given.interval)
+        message = "{} must be in {}..{}".format(name, *given.interval)
+        checks = [
+            tf.debugging.assert_greater_equal(value, least, message),
+            tf.debugging.assert_less_equal(value, most, message),
+        ]
+    if given.kind == "latent":  # beyond any prior, and answers stay finite
+        message = f"{name} must be finite, |{name}| < 1e4"
+        checks.append(tf.debugging.assert_less(tf.abs(value), 1e4, message))
+    with tf.control_dependencies(checks):
+        value = tf.identity(value)
+    if given.kind == "seed":
+        low_high = tf.bitcast(value, tf.int32)  # (B, 2), little end first
+        return tf.reverse(low_high, [1])
+    return tf.cast(value, tf.uint8) if given.kind == "image" else value
+
+
+def _check_output(name, expected, value):
+    """`value`; raises a ValueError, before anything is written, unless it is as its
+    signature describes it."""
+    wanted = (None, *expected.shape)
+    if value.dtype != expected.dtype or not value.shape.is_compatible_with(wanted):
+        raise ValueError(
+            f"{name} must be {expected.dtype} {wanted}, as its signature describes it; "
+            f"got {value.dtype.name} {value.shape}."
+        )
+    return value
+
+
 def _write_in_child(model, path, served):
-    modules = _custom_modules(keras.saving.serialize_keras_object(model))
+    modules = _modules(keras.saving.serialize_keras_object(model))
     if "__main__" in modules:
         raise RuntimeError(
             "The model has classes defined in __main__ (a script or a notebook), which "
@@ -356,17 +350,17 @@ def _end_with_parent(alive, folder):
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _custom_modules(config):
-    """Modules of the user's own classes in a serialised configuration."""
+def _modules(config):
+    """Modules of the classes, other than Keras', in a serialised configuration."""
     if isinstance(config, (list, tuple)):
-        return set().union(*map(_custom_modules, config))
+        return set().union(*map(_modules, config))
     if not isinstance(config, dict):
         return set()
     module = None
     if "registered_name" in config and "module" in config:
         module = config["module"] or "__main__"  # Keras writes None for __main__
-    own = module and module.split(".")[0] not in ("keras", "kgen", "builtins")
-    inner = map(_custom_modules, config.values())
+    own = module and module.split(".")[0] not in ("keras", "builtins")
+    inner = map(_modules, config.values())
     return set().union({module} if own else (), *inner)
 
 
@@ -375,6 +369,6 @@ if __name__ == "__main__":
 
     alive, saved, path, served, *modules = sys.argv[1:]
     _end_with_parent(int(alive), os.path.dirname(saved))
-    for module in ("kgen", *modules):  # registers the models, and the user's
+    for module in modules:  # registers their classes
         importlib.import_module(module)
     _write(keras.models.load_model(saved, compile=False), path, served)

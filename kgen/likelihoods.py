@@ -293,11 +293,3 @@ def gaussian_log_prob(z, mean=0.0, log_var=0.0, axes=1):
     squared = ops.square(z - mean) * ops.exp(-ops.convert_to_tensor(log_var, z.dtype))
     each = squared + log_var + np.log(2.0 * np.pi)
     return -0.5 * ops.sum(each, axis=tuple(range(-axes, 0)))
-
-
-def gaussian_draw(u, mean=0.0, log_var=0.0):
-    """N(mean, exp(log_var)) by inverse CDF of uniforms u in (0, 1), as
-    `kgen.random.uniforms` gives them: float32 of their common shape."""
-    u, mean = ops.cast(u, "float32"), ops.cast(mean, "float32")
-    sigma = ops.exp(0.5 * ops.cast(log_var, "float32"))
-    return mean + sigma * float(np.sqrt(2.0)) * ops.erfinv(2.0 * u - 1.0)

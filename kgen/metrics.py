@@ -8,13 +8,14 @@ import numpy as np
 from keras import ops
 
 from kgen import backend, random
-from kgen.checks import check_images, positive
+from kgen.checks import positive
 from kgen.distances import (
     density_coverage,
     frechet_distance,
     kernel_distance,
     precision_recall,
 )
+from kgen.tensor_checks import check_images
 
 __all__ = [
     "Distances",

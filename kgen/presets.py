@@ -18,7 +18,8 @@ from pathlib import Path
 import keras
 
 from kgen import files, limits
-from kgen.checks import boolean, finite_weights
+from kgen.checks import boolean
+from kgen.tensor_checks import finite_weights
 
 _CONFIG, _METADATA, _WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
 _CARD = "model_card.json"

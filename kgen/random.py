@@ -13,20 +13,11 @@ import numpy as np
 from keras import ops
 
 from kgen import backend
-from kgen.likelihoods import gaussian_draw
+from kgen.seeds import check_seed
+from kgen.seeds import image_seeds as image_seeds
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
-
-
-def image_seeds(seed, n):
-    """The seeds of images 0..n-1 of the run `seed`: int32 (n, 2).
-
-    Image i has the 64-bit seed `seed * 2**32 + i`, which is what an exported model's
-    `seed` input takes. So the first images do not depend on `n`.
-    """
-    _check_seed(seed)
-    return np.stack([np.full(n, seed), np.arange(n)], axis=-1).astype("int32")
 
 
 def of_batch(draw, n):
@@ -35,13 +26,6 @@ def of_batch(draw, n):
     generators are in one state."""
     first, total = backend.replica_rows(n)
     return draw(n) if total is n else draw(total)[first : first + n]
-
-
-def _check_seed(seed):
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed must be an integer; got {seed!r}.")
-    if not 0 <= seed < 2**31:
-        raise ValueError(f"seed must be in 0..2**31-1; got {seed}.")
 
 
 def image_keys(x, seed=0):
@@ -55,7 +39,7 @@ def image_keys(x, seed=0):
         x: integers (B, H, W, C).
         seed: int in 0..2**31-1, for another draw.
     """
-    _check_seed(seed)
+    check_seed(seed)
     dims = int(np.prod(x.shape[1:]))
     coefficients = np.random.default_rng(dims).integers(-(2**31), 2**31, dims) | 1
     x = ops.reshape(ops.cast(x, "int32"), (-1, dims))  # (B, D)
@@ -87,7 +71,12 @@ def uniforms(seeds, count, stream=0):
 
 def normals(seeds, count, stream=0):
     """Standard normal numbers by inverse CDF, float32, shaped as `uniforms`."""
-    return gaussian_draw(uniforms(seeds, count, stream))
+    return inverse_normal_cdf(uniforms(seeds, count, stream))
+
+
+def inverse_normal_cdf(u):
+    """N(0, I) of uniforms u in (0, 1): float32, of their shape."""
+    return float(np.sqrt(2.0)) * ops.erfinv(2.0 * ops.cast(u, "float32") - 1.0)
 
 
 def threefry(key0, key1, counter0, counter1):

@@ -12,10 +12,49 @@ import keras
 import numpy as np
 import pytest
 import zoo
+from keras import ops
 from zoo import GANS, numpy
 
 import kgen
 from kgen.serving import ServingError
+from kgen.signatures import Input, Output, Signature
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Masking(kgen.models.GenerativeModel):
+    """A user's model, with a signature like none of kgen's."""
+
+    def __init__(self, image_shape, levels, **kwargs):
+        super().__init__(image_shape, levels, **kwargs)
+        self.built = True
+
+    def draw(self, seeds, labels=None):
+        zeros = ops.zeros_like(seeds[:, :1, None, None])
+        return zeros + ops.zeros(self.image_shape, "int32")
+
+    def mask(self, noise, mask, step):
+        masked = noise * ops.cast(mask, "float32")[:, None]
+        return masked, mask * ops.cast(step, "int32")
+
+    def endpoints(self):
+        inputs = {
+            "noise": Input("float32", (3,)),
+            "mask": Input("int32", interval=(0, 1)),
+            "step": Input("int64", interval=(1, 9)),
+        }
+        outputs = {"masked": Output("float32", (3,)), "steps": Output("int32")}
+        return super().endpoints() | {"mask": Signature(self.mask, inputs, outputs)}
+
+
+def masking_request(n, rng):
+    """({input: array}, {output: array}) of the signature `mask`."""
+    noise = rng.normal(size=(n, 3)).astype("float32")
+    mask, step = rng.integers(0, 2, n, "int32"), rng.integers(1, 10, n)
+    outputs = {
+        "masked": noise * mask[:, None].astype("float32"),
+        "steps": mask * step.astype("int32"),
+    }
+    return {"noise": noise, "mask": mask, "step": step}, outputs
 
 
 def randomized(name):
@@ -53,10 +92,9 @@ def requests(model, x, labels):
         "seed": (7 << 32) + np.arange(n),
         "z": rng.normal(size=(n, 3)).astype("float32"),
     }
-    label = [] if model.num_classes is None else ["label"]
     return {
-        signature: {name: values[name] for name in [*inputs, *label]}
-        for signature, (_, inputs, _) in model.endpoints().items()
+        name: {key: values[key] for key in signature.inputs}
+        for name, signature in model.endpoints().items()
     }
 
 

@@ -19,7 +19,14 @@ X = np.zeros((3, 2, 2, 1), "uint8")
 IMAGES = {"dtype": "DT_UINT8", "tensor_shape": {"dim": [{"size": "-1"}] * 4}}
 SEED = {"dtype": "DT_INT64", "tensor_shape": {"dim": [{"size": "-1"}]}}
 SIGNATURES = {"sample": {"inputs": {"seed": SEED}, "outputs": {"images": IMAGES}}}
-SIGNATURES |= dict.fromkeys(["log_prob", "encode"], {"inputs": {"images": IMAGES}})
+FLOATS = IMAGES | {"dtype": "DT_FLOAT"}
+SIGNATURES |= {
+    name: {"inputs": {"images": IMAGES}, "outputs": dict.fromkeys(outputs, FLOATS)}
+    for name, outputs in {
+        "log_prob": ["log_prob"],
+        "encode": ["mean", "log_var"],
+    }.items()
+}
 LIMITED = SIGNATURES | {"limits": {}}
 
 

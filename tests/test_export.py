@@ -14,6 +14,7 @@ import zoo
 from zoo import SHAPE, TESTS
 
 import kgen
+from kgen.signatures import Output, Signature
 
 pytest.importorskip("tensorflow_serving")
 
@@ -54,7 +55,7 @@ def requests_and_answers(model, x, labels):
         method = "sample" if signature == "serving_default" else signature
         inputs = requests[method]
         values = exports.ask(model, method, inputs)
-        outputs = dict(zip(endpoints[method][2], values, strict=True))
+        outputs = dict(zip(endpoints[method].outputs, values, strict=True))
         for rows in (slice(None), [3, 0], []):
             given, expected = (
                 {k: v[rows] for k, v in arrays.items()} for arrays in (inputs, outputs)
@@ -151,6 +152,39 @@ def test_nothing_is_exported_twice_or_in_vain(served):
     for name, (model, _, report) in served.items():
         assert report["weights"] < 1.5 * model.count_params(), name  # beta is one more
         assert report["default_is_sample"] and not report["gradients"], name
+
+
+def test_users_model_exports_inputs_of_its_own(tmp_path, rng):
+    """The graph refuses other values, and takes an empty batch."""
+    exports.Masking(SHAPE, 17).export(tmp_path / "masking" / "1")
+    inputs, outputs = exports.masking_request(4, rng)
+    asked = [("mask", inputs, outputs)]
+    asked += [("mask", *({k: v[:0] for k, v in d.items()} for d in (inputs, outputs)))]
+    wrong = {"mask": [0, 1, 2, 0], "step": [1, 0, 1, 1]}
+    asked += [("mask", inputs | {k: v}, None) for k, v in wrong.items()]
+    (tmp_path / "requests").write_bytes(pickle.dumps({"masking": asked}))
+    zoo.run_python(TESTS / "loader_child.py", tmp_path, cwd=tmp_path)
+    report = pickle.loads((tmp_path / "reports").read_bytes())["masking"]
+    *answers, mask, step = report["answers"]
+    assert "mask must be in 0..1" in mask and "step must be in 1..9" in step
+    for (_, _, expected), answer in zip(asked, answers, strict=False):
+        for name, value in expected.items():
+            assert answer[name].dtype == value.dtype
+            np.testing.assert_array_equal(answer[name], value)
+    assert len(report["warmed"]) == 4 and "mask" in report["shapes"]
+
+
+@pytest.mark.skipif(not HERE, reason="the same check in each child")
+def test_outputs_unlike_their_description_raise(tmp_path, monkeypatch):
+    model = exports.Masking(SHAPE, 17)
+    signature = model.endpoints()["mask"]
+    for wrong in (Output("float32", (2,)), Output("int32", (3,))):
+        outputs = signature.outputs | {"masked": wrong}
+        described = {"mask": Signature(signature.function, signature.inputs, outputs)}
+        monkeypatch.setattr(model, "endpoints", lambda described=described: described)
+        with pytest.raises(ValueError, match="masked must be .*; got float32"):
+            model.export(tmp_path / "1", warmup=False)
+    assert not (tmp_path / "1").exists()
 
 
 # Folders

@@ -1,13 +1,14 @@
-"""What imports what: only kgen.backend imports frameworks, and nothing else is imported
-before it is used."""
+"""What imports what: only kgen.backend imports frameworks, nothing else is imported
+before it is used, and no imports go round."""
 
 import ast
+import graphlib
 import tomllib
 from pathlib import Path
 
 import keras
 import pytest
-from zoo import TESTS, run_python
+from zoo import TESTS, new, run_python
 
 import kgen
 from kgen import backend
@@ -31,6 +32,36 @@ def test_only_the_backend_package_imports_frameworks():
             if frameworks and where.parts[0] != "backend":
                 assert frameworks == {"tensorflow"} and node not in tree.body, where
                 assert where.parts[0] in ("data", "export.py", "serving"), where
+
+
+def imports(module, tree, modules):
+    """The modules of kgen that one imports, also inside functions, with the packages
+    that they are in."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: a relative import"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules else node.module for name in names}
+    packages = {name.rpartition(".")[0] for name in found & modules} - {"kgen"}
+    packages -= {name for name in packages if module.startswith(f"{name}.")}
+    return (found | packages) & modules - {module}
+
+
+@pytest.mark.once
+def test_no_imports_go_round():
+    """`kgen` imports its public modules on their first use, so none imports `kgen`."""
+    names = (".".join(("kgen", *path.with_suffix("").parts)) for path in TREES)
+    names = [name.removesuffix(".__init__") for name in names]
+    graph = {
+        name: imports(name, tree, set(names))
+        for name, tree in zip(names, TREES.values(), strict=True)
+    }
+    assert graph["kgen.fitting"] >= {"kgen.callbacks", "kgen.files"}
+    graph["kgen"] |= {f"kgen.{name}" for name in kgen.__all__}
+    graphlib.TopologicalSorter(graph).prepare()  # raises, with the cycle
 
 
 @pytest.mark.once
@@ -164,4 +195,46 @@ def test_kgen_imports_no_other_framework_and_needs_none(tmp_path):
 def test_other_backend_raises():
     words = "kgen runs on the Keras backends tensorflow, jax and torch"
     with pytest.raises(AssertionError, match=words):
-        run_python("-c", "import kgen", KERAS_BACKEND="numpy")
+        run_python("-c", "import keras, kgen", KERAS_BACKEND="numpy")
+
+
+CLIENT = """
+import sys
+sys.modules |= dict.fromkeys(["keras", "tensorflow", "jax", "torch", "PIL"])
+import kgen.serving, kgen.serving.__main__  # as if those were not installed
+assert {"models", "serving", "__version__"} <= set(dir(kgen))
+kgen.serving.Client("http://localhost:8501", "m")
+(folder := kgen.serving.config.Path(sys.argv[1]) / "m" / "1").mkdir(parents=True)
+(folder / "saved_model.pb").touch()
+assert kgen.serving.write_config(sys.argv[1]).is_file()
+"""
+
+
+@pytest.mark.once
+def test_serving_needs_numpy_alone(tmp_path):
+    run_python("-c", CLIENT, tmp_path)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "line", ["import keras, kgen", "import kgen, keras, kgen.models"]
+)
+def test_keras_loads_models_after_imports(line, tmp_path):
+    """Keras imports no modules of other packages by their names in a file: `kgen`
+    imports the models with Keras, or on their first use."""
+    new("fvbn").save(tmp_path / "m.keras")
+    words = (
+        f"{line}; print(keras.saving.load_model({str(tmp_path / 'm.keras')!r}).name)"
+    )
+    assert run_python("-c", words).stdout.startswith("fvbn")
+
+
+@pytest.mark.once
+def test_public_modules_are_imported_on_use():
+    lines = (
+        "import sys, kgen; assert 'keras' not in sys.modules",
+        "assert kgen.data.load and sys.modules['kgen.data'] is kgen.data",
+        "from kgen import backend; assert backend.name",
+        "assert not hasattr(kgen, 'nothing')",
+    )
+    run_python("-c", "\n".join(lines))

@@ -22,6 +22,7 @@ import kgen
 from kgen.serving import Client, ServingError
 from kgen.serving.__main__ import main
 from kgen.serving.config import commands
+from kgen.signatures import Input, Output, Signature
 
 pytestmark = pytest.mark.once
 
@@ -40,30 +41,27 @@ class Stub:
         self.model, self.seen, self.delay, self.states = model, [], 0.0, ["AVAILABLE"]
         self.reads, self.older, self.levels = 0, older, LEVELS
 
-    def tensor(self, name, dtype=None):
-        """Of the metadata."""
-        dtypes = {"images": "uint8" if self.older else "int32", "z": "float"}
-        shapes = {"images": SHAPE, "z": (3,)}
-        sizes = [{"size": str(size)} for size in (-1, *shapes.get(name, ()))]
-        dtype = dtype or dtypes.get(name, "int64")
-        return {"dtype": f"DT_{dtype.upper()}", "tensor_shape": {"dim": sizes}}
+    def describe(self, name, tensor):
+        """A tensor in the metadata."""
+        dtype = "uint8" if self.older and name == "images" else tensor.dtype
+        sizes = [{"size": str(size)} for size in (-1, *tensor.shape)]
+        dtype = f"DT_{dtype.upper().replace('FLOAT32', 'FLOAT')}"
+        return {"dtype": dtype, "tensor_shape": {"dim": sizes}}
 
     @property
     def described(self):
         self.reads += 1
-        label = [] if self.model.num_classes is None else ["label"]
-        signatures = {
-            signature: {
-                "inputs": {name: self.tensor(name) for name in [*inputs, *label]},
-                "outputs": {name: self.tensor(name, "uint8") for name in outputs},
-            }
-            for signature, (_, inputs, outputs) in self.model.endpoints().items()
-        }
+        signatures = dict(self.model.endpoints())
         if not self.older:
-            index, levels = self.tensor("index"), self.tensor("levels", "int32")
-            outputs = dict.fromkeys(["levels", "num_classes"], levels)
-            signatures["limits"] = {"inputs": {"index": index}, "outputs": outputs}
-        return signatures
+            outputs = dict.fromkeys(["levels", "num_classes"], Output("int32"))
+            signatures["limits"] = Signature(None, {"index": Input("int64")}, outputs)
+        return {
+            name: {
+                "inputs": {k: self.describe(k, v) for k, v in s.inputs.items()},
+                "outputs": {k: self.describe("", v) for k, v in s.outputs.items()},
+            }
+            for name, s in signatures.items()
+        }
 
     def find(self, name, version):
         if name != "m":
@@ -82,8 +80,9 @@ class Stub:
             return {"levels": np.array([self.levels]), "num_classes": classes}
         self.seen.append((signature, inputs))
         time.sleep(self.delay)
-        types = {"images": "uint8" if self.older else "int32", "z": "float32"}
-        types = {name: types.get(name, "int64") for name in inputs}
+        asked = self.model.endpoints()[signature]
+        types = {name: given.dtype for name, given in asked.inputs.items()}
+        types |= {"images": "uint8"} if self.older else {}
         for name, value in inputs.items():  # JSON has no types
             if not isinstance(value, list) and value.dtype != types[name]:
                 words = f"Expects arg[0] to be {types[name]} but {value.dtype} is"
@@ -94,18 +93,17 @@ class Stub:
         if "seed" in inputs:
             words = inputs["seed"] >> 32, inputs["seed"] & 0xFFFFFFFF
             inputs["seed"] = np.stack(words, -1).astype("int32")  # (n, 2)
-        function, names, outputs = self.model.endpoints()[signature]
-        label = [] if self.model.num_classes is None else ["label"]
-        results = function(*(ops.convert_to_tensor(inputs[k]) for k in names + label))
+        arguments = (ops.convert_to_tensor(inputs[k]) for k in asked.inputs)
+        results = asked.function(*arguments)
         results = results if isinstance(results, tuple) else (results,)
-        return dict(zip(outputs, map(numpy, results), strict=True))
+        return dict(zip(asked.outputs, map(numpy, results), strict=True))
 
 
 @contextlib.contextmanager
-def serve(over="rest", port=0, name="fvbn", num_classes=None, older=False):
-    """(a client of the model of this name, the stub)."""
+def serve(over="rest", port=0, name="fvbn", num_classes=None, older=False, model=None):
+    """(a client of the model, or of that of this name, the stub)."""
     scheme, interface = INTERFACES[over]
-    stub = Stub(shared(name, SHAPE, LEVELS, num_classes), older)
+    stub = Stub(model or shared(name, SHAPE, LEVELS, num_classes), older)
     with interface(stub.find, port) as port:
         with Client(f"{scheme}://127.0.0.1:{port}/", "m", max_batch=4) as client:
             yield client, stub
@@ -156,6 +154,35 @@ def test_methods_return_what_the_models_return(
             z = np.ones((5, 3))
             expected = client.decode(z, np.full(5, 2))
             np.testing.assert_array_equal(client.decode(z, 2), expected)
+
+
+def test_call_asks_for_any_signature(over, rng):
+    """In batches of `max_batch`, in the dtypes of the metadata, which REST drops."""
+    inputs, outputs = exports.masking_request(10, rng)
+    with serve(over, model=exports.Masking(SHAPE, LEVELS)) as (client, stub):
+        for rows in (slice(None), slice(0)):
+            answer = client.call("mask", **{k: v[rows] for k, v in inputs.items()})
+            assert answer.keys() == outputs.keys()
+            for name, value in outputs.items():
+                assert answer[name].dtype == value.dtype
+                np.testing.assert_array_equal(answer[name], value[rows])
+        assert [len(inputs["mask"]) for _, inputs in stub.seen] == [4, 4, 2]
+        images = client.call("sample", seed=range(5))  # one output: no dict
+        np.testing.assert_array_equal(images, client.sample(5, seed=0))
+        stub.seen.clear()
+        for wrong, words in (
+            ({}, "needs"),
+            ({"noise": 1.0}, "needs"),
+            (inputs | {"label": [1]}, "takes no labels in 'mask'"),
+            (inputs | {"mask": inputs["noise"]}, "mask must be integers"),
+            (inputs | {"mask": inputs["mask"][:9]}, r"shape \(10\); got \(9,\)"),
+            (inputs | {"step": []}, r"step must be of shape \(10\); got \(0,\)"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                client.call("mask", **wrong)
+        with refused("no signature 'nothing'", 400):
+            client.call("nothing", **inputs)
+        assert not stub.seen
 
 
 def test_older_exports_take_bytes(over, digits):

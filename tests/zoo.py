@@ -225,7 +225,7 @@ def run_python(*arguments, cwd=None, **environment):
 
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["kgen"])  # once for all that `start` starts
+PROCESSES.set_forkserver_preload(["kgen.models"])  # once for all that `start` starts
 
 
 def start(function, *arguments):

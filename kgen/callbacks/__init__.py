@@ -6,12 +6,11 @@ from kgen.callbacks.health import CollapseGuard, KLWarmUp, SampleDistances, Stop
 from kgen.callbacks.pictures import (
     ReconstructionGrid,
     SampleGrid,
-    image_grid,
     save_completions,
-    save_grid,
     save_reconstructions,
 )
 from kgen.callbacks.progress import CutEpoch, Progress, SetEpoch
+from kgen.pictures import image_grid, save_grid
 
 __all__ = [
     "BackupAndRestore",

@@ -10,7 +10,8 @@ import numpy as np
 from keras import ops
 
 from kgen import files, limits
-from kgen.checks import all_finite, boolean, is_integer
+from kgen.checks import boolean, is_integer
+from kgen.tensor_checks import all_finite
 
 _WEIGHTS, _METRICS, _ABOUT = "state.weights.h5", "metrics.npz", "backup.json"
 _NAMES = {_WEIGHTS, _METRICS, _ABOUT}

@@ -202,8 +202,9 @@ class CollapseGuard(keras.callbacks.Callback):
         """Of one class, where there are classes."""
         model = self.model
         labels = None if model.num_classes is None else np.zeros(self.n, "int32")
-        z = model.prior.of(ops.convert_to_tensor(random.image_seeds(0, self.n)))
-        images = ops.convert_to_numpy(ops.stop_gradient(model.make(z, labels)))
+        seeds = ops.convert_to_tensor(random.image_seeds(0, self.n))
+        images = model.make_from_seeds(seeds, labels)
+        images = ops.convert_to_numpy(ops.stop_gradient(images))
         return images.std(axis=0).mean() < 0.01
 
     def _tell(self, key, what, remedy):

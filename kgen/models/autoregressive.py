@@ -30,6 +30,7 @@ from kgen.likelihoods import LogisticMixture, likelihood_of
 from kgen.metrics import bits_per_dim
 from kgen.models.base import GenerativeModel
 from kgen.models.cached_sampler import CachedNetwork, sample_rows
+from kgen.signatures import Input, Output
 
 
 class Autoregressive(GenerativeModel):
@@ -272,13 +273,14 @@ class Autoregressive(GenerativeModel):
     # Keeping
 
     def endpoints(self):
+        images = {"images": self.image_input}
+        known_rows = Input("int64", interval=(0, self.image_shape[0]))
+        given = images | {"known_rows": known_rows, "seed": Input("int64", kind="seed")}
+        drawn = {"images": Output("uint8", self.image_shape)}
+        log_prob = {"log_prob": Output("float32")}
         return super().endpoints() | {
-            "log_prob": (self.log_likelihood, ["images"], ["log_prob"]),
-            "complete": (
-                self._complete_bytes,
-                ["images", "known_rows", "seed"],
-                ["images"],
-            ),
+            "log_prob": self.signature(self.log_likelihood, images, log_prob),
+            "complete": self.signature(self._complete_bytes, given, drawn),
         }
 
     def _complete_bytes(self, x, known_rows, seeds, labels=None):

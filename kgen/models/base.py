@@ -10,18 +10,10 @@ from keras import ops
 
 from kgen import backend, export, files, fitting, limits, presets, random
 from kgen.batching import in_batches
-from kgen.checks import (
-    OutOfRange,
-    check_data,
-    check_images,
-    check_labels,
-    clip,
-    is_integer,
-    portable,
-    positive,
-    sizes,
-)
+from kgen.checks import is_integer, portable, positive, sizes
 from kgen.optimizers import Alternating
+from kgen.signatures import Input, Output, Signature
+from kgen.tensor_checks import OutOfRange, check_data, check_images, check_labels, clip
 
 
 class GenerativeModel(keras.Model):
@@ -336,9 +328,23 @@ class GenerativeModel(keras.Model):
             (print_fn or print)(f" {w.name}: weight of the model, {tuple(w.shape)}")
 
     def endpoints(self):
-        """{signature: (function, names of its inputs, of its outputs)}; see export. The
-        functions take labels too, last, and work on symbolic tensors."""
-        return {"sample": (self._draw_bytes, ["seed"], ["images"])}
+        """{name: Signature} of what is exported. A model's own inputs and outputs need
+        no more than their description here."""
+        seed = {"seed": Input("int64", kind="seed")}
+        images = {"images": Output("uint8", self.image_shape)}
+        return {"sample": self.signature(self._draw_bytes, seed, images)}
+
+    def signature(self, function, inputs, outputs):
+        """A Signature of these inputs, and, if the model is conditional, of labels."""
+        if self.num_classes is not None:
+            label = Input("int64", interval=(0, self.num_classes - 1))
+            inputs = inputs | {"label": label}
+        return Signature(function, inputs, outputs)
+
+    @property
+    def image_input(self):
+        """Integer images as a signature takes them: int32, for 256 as uint8 is 0."""
+        return Input("int32", self.image_shape, (0, self.levels - 1), "image")
 
     def _draw_bytes(self, seeds, labels=None):
         seeds_and_labels = (seeds,) if labels is None else (seeds, labels)

@@ -26,13 +26,7 @@ import numpy as np
 from keras import ops
 
 from kgen import backend, random
-from kgen.checks import (
-    boolean,
-    fraction,
-    one_of,
-    positive,
-    prepare_latents,
-)
+from kgen.checks import boolean, fraction, one_of, positive
 from kgen.models import gan_losses as losses
 from kgen.models.base import GenerativeModel
 from kgen.models.networks import (
@@ -42,6 +36,8 @@ from kgen.models.networks import (
     symbolic_output,
 )
 from kgen.optimizers import Alternating
+from kgen.signatures import Input, Output
+from kgen.tensor_checks import prepare_latents
 
 LOSS_METRICS = ["discriminator_loss", "generator_loss"]
 NORM_METRICS = ["discriminator_gradient_norm", "generator_gradient_norm"]
@@ -204,6 +200,11 @@ class GAN(GenerativeModel):
         outputs = self.discriminator(self._given(x, labels), training=training)
         return ops.cast(outputs, "float32")
 
+    def make_from_seeds(self, seeds, labels=None):
+        """G(z), z ~ p(z), of the generator itself, not of its average: of seeds, int32
+        (B, 2) [and labels (B,)], float32 (B, H, W, C) in 0..1."""
+        return self.make(self.prior.of(seeds), labels)
+
     def _logits(self, x, labels=None, training=False):
         """D(x) of images in 0..1: float32 (B,)."""
         return self._outputs(x, labels, training)[:, 0]
@@ -340,9 +341,12 @@ class GAN(GenerativeModel):
         return self._logits(self._real(x), labels, training) + nan
 
     def endpoints(self):
+        z = {"z": Input("float32", (self.latent_dim,), kind="latent")}
+        images = {"images": Output("float32", self.image_shape)}
+        real, logits = {"images": self.image_input}, {"logits": Output("float32")}
         return super().endpoints() | {
-            "generate": (self._generate_images, ["z"], ["images"]),
-            "discriminate": (self._score_images, ["images"], ["logits"]),
+            "generate": self.signature(self._generate_images, z, images),
+            "discriminate": self.signature(self._score_images, real, logits),
         }
 
     def get_config(self):

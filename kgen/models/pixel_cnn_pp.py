@@ -37,11 +37,12 @@ import numpy as np
 from keras import ops
 
 from kgen import backend
-from kgen.checks import check_data, fraction, positive, sizes
+from kgen.checks import fraction, positive, sizes
 from kgen.layers import GatedResnet, WeightNormConv2D
 from kgen.likelihoods import LogisticMixture
 from kgen.models.autoregressive import Autoregressive
 from kgen.models.pixel_cnn_pp_cached import CachedPixelCNNPlusPlus
+from kgen.tensor_checks import check_data
 
 # First and last offsets of the windows (rows, columns) of both streams
 ABOVE = {"rows": (-1, 0), "columns": (-1, 1)}

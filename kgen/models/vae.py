@@ -37,7 +37,7 @@ from keras import ops
 
 from kgen import backend, random
 from kgen.batching import in_batches
-from kgen.checks import is_integer, not_negative, positive, prepare_latents, sizes
+from kgen.checks import is_integer, not_negative, positive, sizes
 from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
 from kgen.metrics import bits_per_dim, log_mean_weight
@@ -47,6 +47,8 @@ from kgen.models.networks import (
     serialize_networks,
     vae_networks,
 )
+from kgen.signatures import Input, Output
+from kgen.tensor_checks import prepare_latents
 
 LATENT, _PIXELS = 0, 1  # streams of one seed
 
@@ -363,11 +365,16 @@ class VAE(GenerativeModel):
     # Keeping
 
     def endpoints(self):
+        images, latents = {"images": self.image_input}, self.latent_shape
+        z = {"z": Input("float32", latents, kind="latent")}
+        elbo = {"elbo": Output("float32")}
+        posterior = dict.fromkeys(["mean", "log_var"], Output("float32", latents))
+        expected = {"images": Output("float32", self.image_shape)}
         return super().endpoints() | {
-            "elbo": (self.elbo, ["images"], ["elbo"]),
-            "encode": (self.encode, ["images"], ["mean", "log_var"]),
-            "decode": (self.decode, ["z"], ["images"]),
-            "reconstruct": (self.reconstruct, ["images"], ["images"]),
+            "elbo": self.signature(self.elbo, images, elbo),
+            "encode": self.signature(self.encode, images, posterior),
+            "decode": self.signature(self.decode, z, expected),
+            "reconstruct": self.signature(self.reconstruct, images, expected),
         }
 
     def get_config(self):

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kgen.callbacks import save_grid
+from kgen.pictures import save_grid
 from kgen.serving import Client, ServingError, write_config
 from kgen.serving.config import commands, found_server
 

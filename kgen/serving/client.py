@@ -19,7 +19,7 @@ import urllib.parse
 import numpy as np
 
 from kgen.checks import is_number, positive
-from kgen.random import image_seeds
+from kgen.seeds import image_seeds
 from kgen.serving.errors import AttemptTimeout, ServingError
 from kgen.serving.over_rest import Rest
 from kgen.serving.signatures import Signatures
@@ -82,32 +82,28 @@ class Client:
     def sample(self, n, seed=None, labels=None):
         """As `model.sample`: (n, H, W, C) uint8; with no seed, another draw each time.
         Conditional models want labels, (n,) or one for all."""
-        seed = secrets.randbelow(2**31) if seed is None else seed
-        seeds = _served_seeds(image_seeds(seed, n))
-        return self._in_batches("sample", "uint8", seed=seeds, label=labels)
+        return self._call("sample", labels, seed=_served_seeds(seed, n))
 
     def complete(self, images, known_rows, seed=None, labels=None):
         """As `model.complete`: (n, H, W, C) uint8."""
         images = np.asarray(images)
-        n = len(images)
-        seed = secrets.randbelow(2**31) if seed is None else seed
-        rows = np.broadcast_to(np.asarray(known_rows), n)
-        inputs = {"known_rows": rows, "seed": _served_seeds(image_seeds(seed, n))}
-        return self._in_batches(
-            "complete", "uint8", images=images, label=labels, **inputs
+        rows = np.broadcast_to(np.asarray(known_rows), len(images))
+        seeds = _served_seeds(seed, len(images))
+        return self._call(
+            "complete", labels, images=images, known_rows=rows, seed=seeds
         )
 
     def log_prob(self, images, labels=None):
         """log p(x) in nats: (n,) float32, of exact models."""
-        return self._of_images("log_prob", images, labels)
+        return self._call("log_prob", labels, images=images)
 
     def elbo(self, images, labels=None):
         """The bound of a VAE in nats: (n,) float32."""
-        return self._of_images("elbo", images, labels)
+        return self._call("elbo", labels, images=images)
 
     def encode(self, images, labels=None):
         """(mean, log_var) of a VAE's posterior, float32 (n, L) each."""
-        both = self._of_images("encode", images, labels)
+        both = self._call("encode", labels, images=images)
         if not isinstance(both, dict) or not both.keys() >= {"mean", "log_var"}:
             raise ConnectionError(
                 f"'{self.name}' answers no mean and log_var to 'encode'."
@@ -116,23 +112,54 @@ class Client:
 
     def reconstruct(self, images, labels=None):
         """A VAE's expected images, float32 (n, H, W, C)."""
-        return self._of_images("reconstruct", images, labels)
+        return self._call("reconstruct", labels, images=images)
 
     def discriminate(self, images, labels=None):
         """A GAN's D(x), logits, float32 (n,)."""
-        return self._of_images("discriminate", images, labels)
+        return self._call("discriminate", labels, images=images)
 
     def decode(self, z, labels=None):
         """A VAE's expected images of latents (n, L): float32 (n, H, W, C)."""
-        return self._in_batches("decode", "float32", z=np.asarray(z), label=labels)
+        return self._call("decode", labels, z=z)
 
     def generate(self, z, labels=None):
         """A GAN's G(z) of latents (n, L): float32 (n, H, W, C)."""
-        return self._in_batches("generate", "float32", z=np.asarray(z), label=labels)
+        return self._call("generate", labels, z=z)
 
-    def _of_images(self, signature, images, labels):
-        images = np.asarray(images)
-        return self._in_batches(signature, "float32", images=images, label=labels)
+    def _call(self, signature, labels, **arrays):
+        """`call` with labels, one for each row or one for all; None for no labels."""
+        if labels is not None:
+            n = len(_first(arrays))
+            arrays["label"] = np.broadcast_to(np.asarray(labels), n) if n else []
+        return self.call(signature, **arrays)
+
+    def call(self, signature, /, **arrays):
+        """The answer of any signature, also of one that no model of kgen has.
+
+        Args:
+            signature: its name, such as "log_prob".
+            **arrays: its inputs by their names, (n, ...) each, as the server describes
+                them in `metadata`; converted to the described dtype.
+
+        Returns: the output, NumPy (n, ...), in the dtype that the server describes; of
+            several outputs a dict of them. More than `max_batch` rows go in several
+            requests, each within `timeout`.
+
+        Raises: see Client.
+        """
+        arrays, end = {k: np.asarray(v) for k, v in arrays.items()}, self._deadline()
+        if arrays and all(a.shape[:1] == (0,) for a in arrays.values()):
+            # JSON has no shape for it, and a batching server no batch
+            return self._read_signatures(end).empty_outputs(signature)
+        inputs, known = self._check(signature, arrays, end)
+        n, parts = len(_first(inputs)), []
+        for start in range(0, n, self.max_batch):
+            part = {k: v[start : start + self.max_batch] for k, v in inputs.items()}
+            answer = self._ask(signature, part, known, end)
+            parts.append(self._check_answer(signature, answer, len(_first(part)), end))
+            end = self._deadline()
+        joined = {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
+        return joined if len(joined) > 1 else _first(joined)
 
     # The server
 
@@ -180,25 +207,6 @@ class Client:
         inputs, known = self._check(signature, inputs, end)
         return self._ask(signature, inputs, known, end)
 
-    def _in_batches(self, signature, dtype, label=None, **inputs):
-        n, end = len(_first(inputs)), self._deadline()
-        if n == 0:  # JSON has no shape for it, and a batching server no batch
-            return self._read_signatures(end).empty_outputs(signature)
-        if label is not None:
-            inputs["label"] = np.broadcast_to(np.asarray(label), n)
-        inputs, known = self._check(signature, inputs, end)
-        parts = []
-        for start in range(0, n, self.max_batch):
-            part = {k: v[start : start + self.max_batch] for k, v in inputs.items()}
-            answer, rows = self._ask(signature, part, known, end), len(_first(part))
-            parts.append(
-                _check_answer(answer, dtype, rows, f"{self.name}'s '{signature}'")
-            )
-            end = self._deadline()
-        if isinstance(parts[0], dict):  # of several outputs
-            return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
-        return np.concatenate(parts)
-
     # Signatures. They may change with the version, so that none refuse an input but
     # those that have just been read.
 
@@ -239,6 +247,19 @@ class Client:
                 raise
         inputs, _ = self._check(signature, inputs, end)
         return self._predict(signature, inputs, end)
+
+    def _check_answer(self, signature, answer, rows, end):
+        """{output: array} of an answer, as the server describes them."""
+        outputs = self._read_signatures(end).tensors(signature, "outputs")
+        if len(outputs) == 1 and not isinstance(answer, dict):
+            answer = dict.fromkeys(outputs, answer)
+        if not isinstance(answer, dict) or answer.keys() != outputs.keys():
+            names = " and ".join(outputs)
+            raise ConnectionError(f"'{self.name}' answers no {names} to '{signature}'.")
+        return {
+            k: _check_values(v, outputs[k][0], rows, f"{self.name}'s '{signature}' {k}")
+            for k, v in answer.items()
+        }
 
     # Requests
 
@@ -286,9 +307,11 @@ def _grpc():
     return Grpc
 
 
-def _served_seeds(seeds):
-    """Seeds of kgen.random, (n, 2) words, as served ones, int64 (n,)."""
-    return (seeds[:, 0].astype("int64") << 32) + seeds[:, 1]
+def _served_seeds(seed, n):
+    """The seeds of images 0..n-1 as they are served, int64 (n,); of a random run, if
+    `seed` is None."""
+    words = image_seeds(secrets.randbelow(2**31) if seed is None else seed, n)
+    return (words[:, 0].astype("int64") << 32) + words[:, 1]
 
 
 def _first(arrays):
@@ -301,20 +324,16 @@ def _check_seconds(**values):
             raise ValueError(f"{name} must be a number of seconds; got {value!r}.")
 
 
-def _check_answer(answer, dtype, rows, whose):
-    """An answer's arrays as `dtype`: as many rows as were asked for, finite, and images
-    of bytes, for 300 would become 44."""
-    if isinstance(answer, dict):
-        return {
-            k: _check_answer(v, dtype, rows, f"{whose} {k}") for k, v in answer.items()
-        }
+def _check_values(values, dtype, rows, whose):
+    """An answer's array as `dtype`: as many rows as were asked for, finite, and of
+    integers only those that it has, for 300 as a byte would become 44."""
     expected = f"{whose}: expected {rows} rows of {dtype}"
-    if answer.dtype.kind not in "fiu" or answer.shape[:1] != (rows,):
-        raise ConnectionError(f"{expected}; got {answer.dtype} {answer.shape}.")
-    if not np.isfinite(answer).all():
+    if values.dtype.kind not in "fiu" or values.shape[:1] != (rows,):
+        raise ConnectionError(f"{expected}; got {values.dtype} {values.shape}.")
+    if not np.isfinite(values).all():
         raise ConnectionError(f"{expected}; got NaN or infinity among them.")
-    if dtype == "uint8":
-        whole = answer.dtype.kind in "iu" and 0 <= answer.min() and answer.max() <= 255
-        if not whole:
-            raise ConnectionError(f"{expected}; got {answer.min()}..{answer.max()}.")
-    return answer.astype(dtype)
+    if np.dtype(dtype).kind in "iu":
+        limits, low, high = np.iinfo(dtype), values.min(), values.max()
+        if values.dtype.kind == "f" or low < limits.min or high > limits.max:
+            raise ConnectionError(f"{expected}; got {low}..{high}.")
+    return values.astype(dtype)

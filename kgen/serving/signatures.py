@@ -124,7 +124,7 @@ class Signatures:
         if self.limits:
             highest["images"] = self.limits["levels"] - 1
             highest["label"] = self.limits["num_classes"] - 1
-        if "known_rows" in inputs:
+        if inputs.keys() >= {"known_rows", "images"}:
             highest["known_rows"] = inputs["images"].shape[1]
         for name in inputs.keys() & highest.keys():
             check_range(name, inputs[name], 0, highest[name])
