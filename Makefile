@@ -73,6 +73,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python tests/benchmarks/bench_range_checks.py
 	$(BIN)/python tests/benchmarks/bench_gated_pixel_cnn.py
 	$(BIN)/python tests/benchmarks/bench_pixel_rnn.py
+	$(BIN)/python tests/benchmarks/bench_rows.py
 	$(BIN)/python tests/benchmarks/bench_sampling.py
 	$(BIN)/python tests/benchmarks/bench_export.py
 

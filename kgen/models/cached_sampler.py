@@ -26,8 +26,8 @@ from keras import ops
 
 from kgen import backend
 
-# Images of a batch up to which rows are drawn at once. Rounds go on until the last image
-# of a batch has its row; tests/benchmarks/bench_sampling.py measures both.
+# Images of a batch up to which rows are drawn at once, on CPUs. Rounds go on until the
+# last image of a batch has its row; tests/benchmarks/bench_rows.py measures both ways.
 _LARGEST = {"tensorflow": 8, "jax": 4, "torch": 64}
 
 
@@ -53,14 +53,12 @@ def sample_rows(model, network, x, u, known_rows, temperature=1.0, whole_rows=No
 
         at_once = functools.partial(row.draw_at_once, *given)
         pixel_by_pixel = functools.partial(row.draw_pixels, *given)
-        if whole_rows is True:
-            x_row, seen = at_once()
-        elif whole_rows is False and all_drawn:
-            x_row, seen = pixel_by_pixel()
-        else:  # a row that is known takes one round
-            whole = (
-                whole_rows if all_drawn else ops.logical_or(whole_rows, ops.all(known))
-            )
+        whole = whole_rows
+        if known is not None and whole is not True:  # one round, if known in all images
+            whole = ops.logical_or(whole, ops.all(known))
+        if isinstance(whole, bool):
+            x_row, seen = at_once() if whole else pixel_by_pixel()
+        else:
             x_row, seen = ops.cond(whole, at_once, pixel_by_pixel)
         return (network.end_row(rows, x_row, seen), x_row), x_row
 
