@@ -14,9 +14,9 @@ class Input:
         shape: without the batch.
         interval: (least, most), both allowed; None for any value. The graph refuses
             other values.
-        kind: how the function takes it: None, as it is served; "image", as uint8;
-            "seed", an int64 as its two words, int32 (B, 2), the high one first;
-            "latent", as it is, refused unless finite and smaller than 1e4.
+        kind: how the function takes it: None, as it is served; "image", as uint8 where
+            256 levels suffice; "seed", an int64 as its two words, int32 (B, 2), the
+            high one first; "latent", as it is, refused unless finite and below 1e4.
     """
 
     dtype: str

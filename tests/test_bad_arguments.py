@@ -61,8 +61,9 @@ def test_wrong_calls_raise(name, method, arguments, words):
     [
         ("vae", {"latent_dim": 2.5}, "latent_dim must be a positive integer"),
         ("vae", {"beta": float("nan")}, "beta must be a number"),
-        ("vae", {"levels": "256"}, "an integer .8 bits.; got '256'"),
-        ("vae", {"levels": 2.5}, "an integer .8 bits.; got 2.5"),
+        ("vae", {"levels": "256"}, r"levels must be in 2\.\.256, .*; got '256'"),
+        ("vae", {"levels": 257}, r"levels must be in 2\.\.256, .*; got 257"),
+        ("fvbn", {"levels": 2.5}, r"levels must be in 2\.\.65536, .*; got 2.5"),
         ("fvbn", {"num_classes": True}, "num_classes must be a positive integer"),
         ("pp", {"dropout": 1.0}, "dropout must be in 0..1"),
         ("row-lstm", {"skip_connections": "no"}, "must be True or False; got 'no'"),

@@ -66,6 +66,29 @@ def test_probabilities_of_all_images_sum_to_one(name, case, kwargs):
     assert np.abs(log_p[0] - log_p[1]).max() > 0.05  # the label matters
 
 
+@pytest.mark.parametrize("name", cases(["pixel-cnn"], ["fvbn", "made", "gated"]))
+def test_codes_beyond_bytes(name):
+    """More than 256 levels, as a codebook has: int32 in and out, and served."""
+    model = shared(name, (1, 2, 1), 300)
+    drawn = model.sample(20_000, seed=0, labels=0, verbose=0)
+    assert drawn.dtype == "int32" and drawn.max() > 255
+    likeliest = np.bincount(drawn[:, 0, 0, 0]).argmax()
+    rows = np.stack([np.full(300, likeliest), np.arange(300)], axis=1)
+    rows = rows.reshape(300, 1, 2, 1).astype("int32")  # all second codes, given this
+    p = np.exp(numpy(model.log_prob(rows, np.zeros(300, "int32"))))
+    given = drawn[drawn[:, 0, 0, 0] == likeliest, 0, 1, 0]
+    assert len(given) / 20_000 == pytest.approx(p.sum(), abs=0.01)
+    second = np.bincount(given, minlength=300)
+    assert zoo.chi_square(second, p / p.sum()) > 1e-3
+    model.compile("sgd")
+    model.fit(drawn[:64], np.zeros(64, "int32"), verbose=0)
+    with pytest.raises(ValueError, match="300"):
+        model.log_prob(rows + 1, np.zeros(300, "int32"))
+    signature = model.endpoints()["complete"]
+    assert signature.inputs["images"].interval == (0, 299)
+    assert signature.outputs["images"].dtype == "int32"
+
+
 DENSE = ["fvbn", "nade", "made"]
 CASES = [(n, {}) for n in (*DENSE, "made-ensemble", "gated", "diagonal", "pp")]
 CASES += [("made-ensemble", RANDOM)]

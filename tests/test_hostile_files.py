@@ -67,7 +67,7 @@ def integers(node, path=()):
         (("num_blocks",), HUGE, "asks for more weights than"),
         (("num_classes",), HUGE, "asks for more weights than"),
         (("kernel_size",), HUGE, "asks for more weights than"),
-        (("levels",), HUGE, "levels must be in 2..256"),
+        (("levels",), HUGE, "levels must be in 2..65536"),
         (("image_shape",), [10**6, 10**6, 1], "image_shape of .* at most 16777216"),
     ],
 )

@@ -54,6 +54,8 @@ class Autoregressive(GenerativeModel):
     # one by one. Otherwise the likelihood couples them, and pixels are drawn whole.
     channels_in_turn = True
 
+    max_levels = 2**16  # discrete codes
+
     # Whether small batches are drawn a row at once (kgen/models/cached_sampler.py); no
     # gain where a layer goes along the row from pixel to pixel.
     whole_rows = True
@@ -234,7 +236,8 @@ class Autoregressive(GenerativeModel):
         scales are multiplied by T, and the weights of a mixture taken to 1 / T."""
         draw = functools.partial(self._draw, check_temperature(temperature))
         rows = self.requests(n, seed, labels)
-        return in_batches(draw, rows, self.image_shape, verbose).astype("uint8")
+        drawn = in_batches(draw, rows, self.image_shape, verbose)
+        return drawn.astype(self.image_dtype)
 
     def _complete(self, x, known_rows, seeds, labels=None, temperature=1.0):
         return self.fill(x, self._uniforms(seeds), known_rows, labels, temperature)
@@ -252,7 +255,7 @@ class Autoregressive(GenerativeModel):
             verbose: 0 for no progress bar.
             temperature: as for `sample`.
 
-        Returns: uint8 NumPy (n, H, W, C).
+        Returns: NumPy (n, H, W, C), as `sample`.
         """
         self.prepare_inputs(x, labels)  # images have labels of their own
         x = np.asarray(ops.convert_to_numpy(x), "int32")
@@ -268,7 +271,8 @@ class Autoregressive(GenerativeModel):
         rows = np.broadcast_to(rows, n).astype("int32")
         arguments = [x, rows, *self.requests(n, seed, labels)]
         fill = functools.partial(self._complete_at, check_temperature(temperature))
-        return in_batches(fill, arguments, self.image_shape, verbose).astype("uint8")
+        drawn = in_batches(fill, arguments, self.image_shape, verbose)
+        return drawn.astype(self.image_dtype)
 
     # Keeping
 
@@ -276,16 +280,16 @@ class Autoregressive(GenerativeModel):
         images = {"images": self.image_input}
         known_rows = Input("int64", interval=(0, self.image_shape[0]))
         given = images | {"known_rows": known_rows, "seed": Input("int64", kind="seed")}
-        drawn = {"images": Output("uint8", self.image_shape)}
+        drawn = {"images": Output(self.image_dtype, self.image_shape)}
         log_prob = {"log_prob": Output("float32")}
         return super().endpoints() | {
             "log_prob": self.signature(self.log_likelihood, images, log_prob),
-            "complete": self.signature(self._complete_bytes, given, drawn),
+            "complete": self.signature(self._complete_images, given, drawn),
         }
 
-    def _complete_bytes(self, x, known_rows, seeds, labels=None):
+    def _complete_images(self, x, known_rows, seeds, labels=None):
         drawn = self._complete(x, known_rows, seeds, labels)
-        return ops.cast(drawn, "uint8")
+        return ops.cast(drawn, self.image_dtype)
 
 
 def _whole_map(layer, x, bias=None):

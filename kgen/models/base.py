@@ -28,10 +28,13 @@ class GenerativeModel(keras.Model):
 
     Args:
         image_shape: (H, W, C).
-        levels: number of integer values a pixel can take, 2 to 256.
+        levels: number of integer values a pixel can take, 2 to 256; exact models also
+            take discrete codes, up to 65,536.
         num_classes: None, or K for a model of images given labels 0..K-1.
         **kwargs: `name`, `dtype`, `trainable` of `keras.Model`.
     """
+
+    max_levels = 256  # 8 bits
 
     config_names = ("name", "image_shape", "levels", "num_classes")
 
@@ -42,13 +45,14 @@ class GenerativeModel(keras.Model):
             raise ValueError(
                 f"image_shape must be (height, width, channels); got {image_shape}."
             )
-        if not is_integer(levels) or not 2 <= levels <= 256:
+        if not is_integer(levels) or not 2 <= levels <= self.max_levels:
             raise ValueError(
-                f"levels must be in 2..256, an integer (8 bits); got {levels!r}."
+                f"levels must be in 2..{self.max_levels}, an integer; got {levels!r}."
             )
         if num_classes is not None:
             positive(num_classes=num_classes)
         self.levels = int(levels)
+        self.image_dtype = "uint8" if levels <= 256 else "int32"
         self.num_classes = num_classes
         self.num_dims = int(np.prod(self.image_shape))
         self.seed_generator = keras.random.SeedGenerator()
@@ -288,11 +292,12 @@ class GenerativeModel(keras.Model):
                 the classes in turn.
             verbose: 0 for no progress bar.
 
-        Returns: uint8 NumPy (n, H, W, C), values 0..levels-1.
+        Returns: NumPy (n, H, W, C), values 0..levels-1; uint8, of more than 256 levels
+        int32.
         """
         rows = self.requests(n, seed, labels)
         drawn = in_batches(self._draw, rows, self.image_shape, verbose)
-        return drawn.astype("uint8")
+        return drawn.astype(self.image_dtype)
 
     def requests(self, n, seed, labels):
         """What `draw` takes for images 0..n-1, checked: NumPy seeds (n, 2) [and labels
@@ -331,8 +336,8 @@ class GenerativeModel(keras.Model):
         """{name: Signature} of what is exported. A model's own inputs and outputs need
         no more than their description here."""
         seed = {"seed": Input("int64", kind="seed")}
-        images = {"images": Output("uint8", self.image_shape)}
-        return {"sample": self.signature(self._draw_bytes, seed, images)}
+        images = {"images": Output(self.image_dtype, self.image_shape)}
+        return {"sample": self.signature(self._draw_images, seed, images)}
 
     def signature(self, function, inputs, outputs):
         """A Signature of these inputs, and, if the model is conditional, of labels."""
@@ -346,9 +351,9 @@ class GenerativeModel(keras.Model):
         """Integer images as a signature takes them: int32, for 256 as uint8 is 0."""
         return Input("int32", self.image_shape, (0, self.levels - 1), "image")
 
-    def _draw_bytes(self, seeds, labels=None):
+    def _draw_images(self, seeds, labels=None):
         seeds_and_labels = (seeds,) if labels is None else (seeds, labels)
-        return ops.cast(self.draw(*seeds_and_labels), "uint8")
+        return ops.cast(self.draw(*seeds_and_labels), self.image_dtype)
 
     def export(self, path, **kwargs):
         """Writes a SavedModel for TensorFlow Serving to `path`; see `kgen.export`."""

@@ -53,7 +53,7 @@ class Signatures:
         try:
             (levels,), (classes,) = answer["levels"], answer["num_classes"]
             levels, classes = operator.index(levels), operator.index(classes)
-            if not 2 <= levels <= 256 or classes < 0:
+            if not 2 <= levels <= 2**16 or classes < 0:
                 raise ValueError
         except (IndexError, KeyError, TypeError, ValueError) as error:
             raise ConnectionError(
