@@ -124,6 +124,7 @@ def _card(model, version, training):
             name: {"inputs": list(s.inputs), "outputs": list(s.outputs)}
             for name, s in _signatures(model).items()
         },
+        "headline": model.headline and model.headline._asdict(),
         "units": {"log_prob": "nats", "elbo": "nats", "images": "0..levels-1"},
         "backend": keras.backend.backend(),
         "versions": {"keras": keras.__version__, "kgen": __version__},

@@ -3,8 +3,8 @@
     python recipes/check_presets.py --backend jax
     python recipes/check_presets.py --backend jax --presets vae_binarized_mnist
 
-Loads each by its name and measures it on the whole test split, of a VAE the ELBO, or,
-of a GAN, the Frechet distance of 10,000 samples. Writes recipes/results/presets.md,
+Loads each by its name and measures its `headline` on the whole test split, of a GAN the
+Frechet distance of 10,000 samples. Writes recipes/results/presets.md,
 with a column for each backend that was asked so far, and ends with an error if a number
 is not its card's. Chooses nothing.
 """
@@ -23,16 +23,16 @@ from report import SAMPLES, runs_of
 def measure(model, card):
     """(key of the card's results, the number now)."""
     splits = kgen.data.load(card["data"].split()[0])
-    for key in ("test_nll_nats", "test_elbo_nats"):
-        if key in card["results"]:
-            scores = model.evaluate(splits.test, batch_size=250, verbose=0)
-            return key, scores[key.removeprefix("test_")]
+    metric = model.headline.metric
+    if model.headline.kind != "distance":
+        scores = model.evaluate(splits.test, batch_size=250, verbose=0)
+        return f"test_{metric}", scores[metric]
     features, run = kgen.metrics.mnist_features(), runs_of(card["results"])[0]
     of = kgen.metrics.Distances(
         features, "mnist", splits.test, splits.train, splits.levels
     )
     distances = of(model.sample(SAMPLES, seed=0, verbose=0))
-    return f"{run}_mnist_frechet_distance", distances["mnist_frechet_distance"]
+    return f"{run}_mnist_{metric}", distances[f"mnist_{metric}"]
 
 
 def table(found):

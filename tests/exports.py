@@ -5,18 +5,22 @@ script, run with TensorFlow, exports saved models:
 """
 
 import contextlib
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import users_models  # noqa: F401, registers them
 import zoo
 from keras import ops
 from zoo import GANS, numpy
 
 import kgen
-from kgen.serving import ServingError
+from kgen.serving import Client, ServingError
+from kgen.serving.config import commands
 from kgen.signatures import Input, Output, Signature
 
 
@@ -118,6 +122,38 @@ def check_client(client, model, x, labels, tolerance):
         for answer, value in zip(ask(client, signature, inputs), expected, strict=True):
             assert answer.shape == value.shape and answer.dtype == value.dtype
             np.testing.assert_allclose(answer, value, rtol=tolerance, atol=tolerance)
+
+
+PROTOCOLS = {"rest": "http", "grpc": "grpc"}
+
+
+@contextlib.contextmanager
+def started(folder, names, batching=False):
+    """A server of these models in a folder: a function that returns clients of it."""
+    ports = dict(zip(PROTOCOLS, zoo.free_ports(2), strict=True))
+    command, _ = commands(folder, ports["grpc"], ports["rest"], batching)
+    if command[0].endswith(".py"):
+        command.insert(0, sys.executable)
+    command.append("--file_system_poll_wait_seconds=1")
+    process = subprocess.Popen(command)
+
+    def client(name, protocol="rest", **kwargs):
+        url = f"{PROTOCOLS[protocol]}://127.0.0.1:{ports[protocol]}"
+        return Client(url, name, **kwargs)
+
+    def ready(name):
+        with contextlib.suppress(TimeoutError):
+            client(name).wait_until_ready(1)
+            return True
+
+    try:
+        end = time.monotonic() + 600  # ports open when all models are loaded
+        while not all(map(ready, names)):
+            assert process.poll() is None and time.monotonic() < end
+        yield client
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 @contextlib.contextmanager

@@ -101,6 +101,8 @@ def test_evaluate_returns_the_metrics_of_fit(run):
     scores = run.model.evaluate(*run.held_out, batch_size=BATCH, verbose=0)
     names = {m.name for m in run.model.metrics if "gradient" not in m.name}
     assert set(scores) == names - {"out_of_range"}
+    headline = run.model.headline
+    assert headline.kind == "distance" or headline.metric in scores
     for name, value in scores.items():
         assert value == pytest.approx(run.logs[f"val_{name}"][-1], rel=1e-4, abs=1e-6)
 

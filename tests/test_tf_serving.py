@@ -2,11 +2,8 @@
 environment variable TENSORFLOW_MODEL_SERVER (a path) or PATH names; without one all is
 skipped. `tests/stand_in_server.py` replaces it to try the tests."""
 
-import contextlib
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -17,12 +14,11 @@ import keras
 import numpy as np
 import pytest
 import zoo
-from exports import refused
+from exports import PROTOCOLS, refused, started
 from zoo import MODELS, SHAPE, numpy
 
 import kgen
-from kgen.serving import Client
-from kgen.serving.config import commands, found_server
+from kgen.serving.config import found_server
 
 pytestmark = pytest.mark.exhaustive
 if not found_server():
@@ -30,37 +26,6 @@ if not found_server():
     reason = f"no tensorflow_model_server in PATH; TENSORFLOW_MODEL_SERVER={named}"
     pytest.skip(reason, allow_module_level=True)
 pytest.importorskip("tensorflow_serving")
-
-PROTOCOLS = {"rest": "http", "grpc": "grpc"}
-
-
-@contextlib.contextmanager
-def started(folder, names, batching=False):
-    """A server of these models in a folder: a function that returns clients of it."""
-    ports = dict(zip(PROTOCOLS, zoo.free_ports(2), strict=True))
-    command, _ = commands(folder, ports["grpc"], ports["rest"], batching)
-    if command[0].endswith(".py"):
-        command.insert(0, sys.executable)
-    command.append("--file_system_poll_wait_seconds=1")
-    process = subprocess.Popen(command)
-
-    def client(name, protocol="rest", **kwargs):
-        url = f"{PROTOCOLS[protocol]}://127.0.0.1:{ports[protocol]}"
-        return Client(url, name, **kwargs)
-
-    def ready(name):
-        with contextlib.suppress(TimeoutError):
-            client(name).wait_until_ready(1)
-            return True
-
-    try:
-        end = time.monotonic() + 600  # ports open when all models are loaded
-        while not all(map(ready, names)):
-            assert process.poll() is None and time.monotonic() < end
-        yield client
-    finally:
-        process.terminate()
-        process.wait(30)
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import zoo
 from keras import layers, ops
 from scipy import stats
 from scipy.special import expit, logsumexp
+from users_models import WidePrior
 from zoo import cases, numpy, tensor
 
 import kgen
-from kgen.likelihoods import gaussian_log_prob
 from kgen.models import VAE
 
 pytestmark = pytest.mark.portable
@@ -133,19 +133,6 @@ def test_latents_of_another_shape_are_the_same_latents():
     again.fit(IMAGES, labels, verbose=0)
     with pytest.raises(ValueError, match=r"expected \(batch, 1, 2\)"):
         model.decode(z[:, 0], [0, 1, 1])
-
-
-class WidePrior(VAE):
-    """p(z) = N(0, 4 I); the divergence is estimated by the z at hand."""
-
-    def divergence(self, z, mean, log_var):
-        return gaussian_log_prob(z, mean, log_var) - self.log_prior(z)
-
-    def log_prior(self, z):
-        return gaussian_log_prob(z, 0.0 * z, 0.0 * z + np.log(4.0))
-
-    def draw_latents(self, seeds):
-        return 2.0 * super().draw_latents(seeds)
 
 
 def test_vae_of_another_prior_matches_its_integral():

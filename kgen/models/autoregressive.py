@@ -28,7 +28,7 @@ from kgen.batching import in_batches
 from kgen.checks import check_temperature
 from kgen.likelihoods import LogisticMixture, likelihood_of
 from kgen.metrics import bits_per_dim
-from kgen.models.base import GenerativeModel
+from kgen.models.base import GenerativeModel, Headline
 from kgen.models.cached_sampler import CachedNetwork, sample_rows
 from kgen.signatures import Input, Output
 
@@ -54,6 +54,7 @@ class Autoregressive(GenerativeModel):
     # one by one. Otherwise the likelihood couples them, and pixels are drawn whole.
     channels_in_turn = True
 
+    headline = Headline("nll_nats", "nats", "lower", "exact")
     max_levels = 2**16  # discrete codes
 
     # Whether small batches are drawn a row at once (kgen/models/cached_sampler.py); no

@@ -4,6 +4,8 @@ Images are integers in 0..levels-1, (B, H, W, C), channels last. Metrics carry t
 unit; per-image values are summed over the event, averaged over the images.
 """
 
+import typing
+
 import keras
 import numpy as np
 from keras import ops
@@ -14,6 +16,16 @@ from kgen.checks import is_integer, portable, positive, sizes
 from kgen.optimizers import Alternating
 from kgen.signatures import Input, Output, Signature
 from kgen.tensor_checks import OutOfRange, check_data, check_images, check_labels, clip
+
+
+class Headline(typing.NamedTuple):
+    """The number that a model is judged by: a metric of `evaluate`, or a distance of
+    samples (`kgen.metrics.Distances`)."""
+
+    metric: str
+    unit: str
+    better: str  # "lower" or "higher"
+    kind: str  # "exact", "bound" on what is exact, or "distance"
 
 
 class GenerativeModel(keras.Model):
@@ -34,6 +46,7 @@ class GenerativeModel(keras.Model):
         **kwargs: `name`, `dtype`, `trainable` of `keras.Model`.
     """
 
+    headline = None  # a Headline, of each family
     max_levels = 256  # 8 bits
 
     config_names = ("name", "image_shape", "levels", "num_classes")

@@ -28,7 +28,7 @@ from keras import ops
 from kgen import backend, random
 from kgen.checks import boolean, fraction, one_of, positive
 from kgen.models import gan_losses as losses
-from kgen.models.base import GenerativeModel
+from kgen.models.base import GenerativeModel, Headline
 from kgen.models.networks import (
     deserialize_networks,
     gan_networks,
@@ -88,6 +88,8 @@ class GAN(GenerativeModel):
         model.compile(keras.optimizers.Adam(2e-4, beta_1=0.5))
         model.fit(images, batch_size=128, epochs=20)
     """
+
+    headline = Headline("frechet_distance", "squared features", "lower", "distance")
 
     config_names = (
         "latent_dim", "architecture", "width", "prior", "gradient_penalty",

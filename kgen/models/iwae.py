@@ -32,6 +32,7 @@ from kgen import random
 from kgen.checks import positive, sizes
 from kgen.likelihoods import gaussian_log_prob
 from kgen.metrics import bits_per_dim
+from kgen.models.base import Headline
 from kgen.models.vae import LATENT, VAE
 
 
@@ -59,6 +60,7 @@ class IWAE(VAE):
         model.fit(images, validation_data=held_out, epochs=50)
     """
 
+    headline = Headline("bound_nats", "nats", "higher", "bound")
     _METRICS = ("bound_nats", *VAE._METRICS)
 
     config_names = ("num_samples", "upper_units")

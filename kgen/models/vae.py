@@ -41,7 +41,7 @@ from kgen.checks import is_integer, not_negative, positive, sizes
 from kgen.layers import Sampling
 from kgen.likelihoods import gaussian_kl, gaussian_log_prob, likelihood_of
 from kgen.metrics import bits_per_dim, log_mean_weight
-from kgen.models.base import GenerativeModel
+from kgen.models.base import GenerativeModel, Headline
 from kgen.models.networks import (
     deserialize_networks,
     serialize_networks,
@@ -88,6 +88,7 @@ class VAE(GenerativeModel):
     config_names = (
         "latent_dim", "hidden_units", "filters", "activation", "likelihood", "beta",
     )  # fmt: skip
+    headline = Headline("elbo_nats", "nats", "higher", "bound")
     _METRICS = ("elbo_nats", "reconstruction_nats", "kl_nats", "bits_per_dim")
 
     def __init__(
