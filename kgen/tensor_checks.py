@@ -106,16 +106,17 @@ def check_labels(labels, num_classes, values=True):
 
 def clip(values, count):
     """Integers (B, ...) as int32, clipped to 0..count-1, and whether a row has a value
-    below or above: two booleans (B,). In plain ops, for compiled steps."""
+    below or above: two booleans (B,), None where the type has no such values. In plain
+    ops, for compiled steps."""
     dtype = keras.backend.standardize_dtype(values.dtype)
     if dtype not in ("uint8", "uint32", "int64", "uint64"):
         values = ops.cast(values, "int32")  # int8 cannot be compared with 256
+    if dtype == "uint8" and count >= 256:
+        return ops.cast(values, "int32"), None, None
     rows = ops.reshape(values, (-1, int(np.prod(values.shape[1:]))))
     if dtype == "uint8":  # as bytes: one reduction, over a quarter of the memory
-        most = ops.max(rows, axis=1)
-        values = ops.minimum(values, min(count - 1, 255))
-        below = ops.zeros_like(most, dtype="bool")
-        return ops.cast(values, "int32"), below, ops.cast(most, "int32") > count - 1
+        above = ops.max(rows, axis=1) > count - 1
+        return ops.cast(ops.minimum(values, count - 1), "int32"), None, above
     below, above = ops.min(rows, axis=1) < 0, ops.max(rows, axis=1) > count - 1
     return ops.cast(ops.clip(values, 0, count - 1), "int32"), below, above
 
@@ -130,10 +131,14 @@ class OutOfRange(keras.metrics.Metric):
         # images; those with values below 0, above the highest level; wrong labels
         self.counts = self.add_variable((4,), initializer="zeros", name="counts")
 
-    def update_state(self, below, above, labels):
-        """Booleans (B,): whether an image has such values, or such a label."""
-        flags = ops.stack([ops.ones_like(below), below, above, labels])  # (4, B)
-        counts = ops.sum(ops.cast(flags, "float32"), axis=1)
+    def update_state(self, images, *flags):
+        """How many images; and booleans (B,), whether an image has values below or
+        above the range, or such a label, None where it cannot."""
+        counts = [
+            ops.zeros(()) if flag is None else ops.sum(ops.cast(flag, "float32"))
+            for flag in flags
+        ]
+        counts = ops.stack([ops.cast(images, "float32"), *counts])
         self.counts.assign(self.counts + backend.replica_sum(counts))
 
     def result(self):

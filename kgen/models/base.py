@@ -119,19 +119,21 @@ class GenerativeModel(keras.Model):
         x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         labels = labels if self.num_classes is not None else None
         x, labels, flags = self._clip(x, labels)
-        self.out_of_range.update_state(*flags)
+        self.out_of_range.update_state(ops.shape(x)[0], *flags)
         return x, labels, sample_weight
 
     def _clip(self, x, labels):
-        """Images and labels, int32, in their ranges, and the arguments of
+        """Images and labels, int32, in their ranges, and the flags of
         `OutOfRange.update_state`."""
         check_images(x, self.image_shape, self.levels, values=False)
         x, below, above = clip(x, self.levels)
         if self.num_classes is None:
-            return x, None, (below, above, ops.zeros_like(below))
+            return x, None, (below, above, None)
         check_labels(labels, self.num_classes, values=False)
         labels, *outside = clip(labels, self.num_classes)
-        return x, labels, (below, above, ops.logical_or(*outside))
+        outside = [flag for flag in outside if flag is not None]
+        wrong = ops.any(ops.stack(outside), axis=0) if outside else None
+        return x, labels, (below, above, wrong)
 
     def call_inputs(self, inputs):
         """What `call` is given, images or (images, labels), in their ranges: images,
@@ -142,8 +144,10 @@ class GenerativeModel(keras.Model):
         if self.num_classes is not None:
             check_labels(labels, self.num_classes)
         x, labels, flags = self._clip(x, labels)
-        wrong = ops.any(ops.stack(flags), axis=0)
-        return x, labels, ops.where(wrong, float("nan"), 0.0)
+        nan = ops.zeros((ops.shape(x)[0],))
+        for flag in flags:
+            nan = nan if flag is None else ops.where(flag, float("nan"), nan)
+        return x, labels, nan
 
     # Training
 
