@@ -30,6 +30,7 @@ is known of the model, also beside the version folders, of the newest version.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import os
@@ -124,7 +125,7 @@ def _card(model, version, training):
             name: {"inputs": list(s.inputs), "outputs": list(s.outputs)}
             for name, s in _signatures(model).items()
         },
-        "headline": model.headline and model.headline._asdict(),
+        "headline": model.headline and dataclasses.asdict(model.headline),
         "units": {"log_prob": "nats", "elbo": "nats", "images": "0..levels-1"},
         "backend": keras.backend.backend(),
         "versions": {"keras": keras.__version__, "kgen": __version__},

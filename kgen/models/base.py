@@ -4,7 +4,7 @@ Images are integers in 0..levels-1, (B, H, W, C), channels last. Metrics carry t
 unit; per-image values are summed over the event, averaged over the images.
 """
 
-import typing
+import dataclasses
 
 import keras
 import numpy as np
@@ -18,7 +18,8 @@ from kgen.signatures import Input, Output, Signature
 from kgen.tensor_checks import OutOfRange, check_data, check_images, check_labels, clip
 
 
-class Headline(typing.NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Headline:
     """The number that a model is judged by: a metric of `evaluate`, or a distance of
     samples (`kgen.metrics.Distances`)."""
 
