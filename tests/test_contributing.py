@@ -10,7 +10,7 @@ import users_models
 import zoo
 from keras import ops
 from users_models import Relativistic
-from zoo import cases, numpy
+from zoo import numpy
 
 import kgen
 
@@ -49,10 +49,8 @@ def users_models_of(digits):
     return models
 
 
-HERE = ["rest"] if kgen.backend.name == "torch" else []  # half a minute elsewhere too
-
-
-@pytest.mark.parametrize("over", cases(HERE, {"rest", "grpc"} - set(HERE)))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("over", ["rest", "grpc"])
 def test_users_models_are_served(over, digits, tmp_path, monkeypatch):
     """Trained, saved, loaded, exported, and asked through the client."""
     pytest.importorskip("tensorflow_serving")

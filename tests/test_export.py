@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import zoo
-from zoo import SHAPE, TESTS
+from zoo import SHAPE, TESTS, cases
 
 import kgen
 from kgen.signatures import Output, Signature
@@ -154,17 +154,18 @@ def test_nothing_is_exported_twice_or_in_vain(served):
         assert report["default_is_sample"] and not report["gradients"], name
 
 
-def test_users_model_exports_inputs_of_its_own(tmp_path, rng):
+@pytest.mark.parametrize("kind", cases(["masking"] * HERE, ["masking"]))
+def test_users_model_exports_inputs_of_its_own(kind, tmp_path, rng):
     """The graph refuses other values, and takes an empty batch."""
-    exports.Masking(SHAPE, 17).export(tmp_path / "masking" / "1")
+    exports.Masking(SHAPE, 17).export(tmp_path / kind / "1")
     inputs, outputs = exports.masking_request(4, rng)
     asked = [("mask", inputs, outputs)]
     asked += [("mask", *({k: v[:0] for k, v in d.items()} for d in (inputs, outputs)))]
     wrong = {"mask": [0, 1, 2, 0], "step": [1, 0, 1, 1]}
     asked += [("mask", inputs | {k: v}, None) for k, v in wrong.items()]
-    (tmp_path / "requests").write_bytes(pickle.dumps({"masking": asked}))
+    (tmp_path / "requests").write_bytes(pickle.dumps({kind: asked}))
     zoo.run_python(TESTS / "loader_child.py", tmp_path, cwd=tmp_path)
-    report = pickle.loads((tmp_path / "reports").read_bytes())["masking"]
+    report = pickle.loads((tmp_path / "reports").read_bytes())[kind]
     *answers, mask, step = report["answers"]
     assert "mask must be in 0..1" in mask and "step must be in 1..9" in step
     for (_, _, expected), answer in zip(asked, answers, strict=False):
