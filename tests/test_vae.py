@@ -105,7 +105,7 @@ def test_vae_densities_and_samples_match_the_integral(levels):
     check_density(model, vae_log_prob(model, x))
 
 
-def test_latents_of_another_shape_are_the_same_latents():
+def test_latents_of_another_shape_are_the_same():
     """(1, 2) in place of 2, and the same weights; the default networks reshape them."""
     plain, sizes = vae(num_classes=2), {"hidden_units": (6,), "activation": "tanh"}
     model = VAE(PIXELS, num_classes=2, latent_dim=(1, 2), **sizes)

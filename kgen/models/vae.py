@@ -199,7 +199,9 @@ class VAE(GenerativeModel):
     def _normals(self, seeds, streams=LATENT):
         """Standard normal numbers for each seed: (B, L); of k streams, (B, k, L)."""
         epsilon = random.normals(seeds, math.prod(self.latent_shape), streams)
-        k = epsilon.shape[1:-1]  # (), or (k,)
+        if len(self.latent_shape) == 1:
+            return epsilon
+        k = ops.shape(epsilon)[1:-1]  # (), or (k,)
         return ops.reshape(epsilon, (-1, *k, *self.latent_shape))
 
     def _params(self, z, labels=None, training=False):
