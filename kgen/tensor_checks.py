@@ -104,60 +104,63 @@ def check_labels(labels, num_classes, values=True):
         raise ValueError(f"{expected}; got {seen.min()}..{seen.max()}.")
 
 
-def clip(values, count):
-    """Integers (B, ...) as int32, clipped to 0..count-1, and whether a row has a value
-    below or above: two booleans (B,), None where the type has no such values. In plain
-    ops, for compiled steps."""
+def clip(values, count, axis=None):
+    """Integers (B, ...) as int32, clipped to 0..count-1, and whether there are values
+    below and above: two booleans over these axes, None where the type has no such
+    values. In plain ops, for compiled steps."""
     dtype = keras.backend.standardize_dtype(values.dtype)
-    if dtype not in ("uint8", "uint32", "int64", "uint64"):
-        values = ops.cast(values, "int32")  # int8 cannot be compared with 256
-    if dtype == "uint8" and count >= 256:
-        return ops.cast(values, "int32"), None, None
-    rows = ops.reshape(values, (-1, int(np.prod(values.shape[1:]))))
     if dtype == "uint8":  # as bytes: one reduction, over a quarter of the memory
-        above = ops.max(rows, axis=1) > count - 1
+        if count >= 256:
+            return ops.cast(values, "int32"), None, None
+        above = ops.max(values, axis=axis) > count - 1
         return ops.cast(ops.minimum(values, count - 1), "int32"), None, above
-    below, above = ops.min(rows, axis=1) < 0, ops.max(rows, axis=1) > count - 1
+    if dtype not in ("uint32", "int64", "uint64"):
+        values = ops.cast(values, "int32")  # int8 cannot be compared with 256
+    below, above = (
+        ops.min(values, axis=axis) < 0,
+        ops.max(values, axis=axis) > count - 1,
+    )
     return ops.cast(ops.clip(values, 0, count - 1), "int32"), below, above
 
 
 @keras.saving.register_keras_serializable(package="kgen")
 class OutOfRange(keras.metrics.Metric):
-    """Counts the images of an epoch with wrong values: those of data sets are seen by
-    the compiled step alone, which cannot raise. `result` is how many rows are wrong."""
+    """Counts the batches of an epoch with wrong values: those of data sets are seen by
+    the compiled step alone, which cannot raise. `result` is how often any were seen."""
 
     def __init__(self):
         super().__init__(name="out_of_range")
-        # images; those with values below 0, above the highest level; wrong labels
-        self.counts = self.add_variable((4,), initializer="zeros", name="counts")
-
-    def update_state(self, images, *flags):
-        """How many images; and booleans (B,), whether an image has values below or
-        above the range, or such a label, None where it cannot."""
-        counts = [
-            ops.zeros(()) if flag is None else ops.sum(ops.cast(flag, "float32"))
-            for flag in flags
+        names = "below", "above", "labels"  # which values are wrong
+        self.counts = [
+            self.add_variable((), initializer="zeros", name=name) for name in names
         ]
-        counts = ops.stack([ops.cast(images, "float32"), *counts])
-        self.counts.assign(self.counts + backend.replica_sum(counts))
+
+    def update_state(self, *flags):
+        """Booleans: whether a batch has values below or above the range, or labels out
+        of it; None where it cannot."""
+        for count, flag in zip(self.counts, flags, strict=True):
+            if flag is not None:
+                one = backend.replica_sum(ops.cast(flag, "float32"))
+                count.assign(count + one)
 
     def result(self):
-        return ops.sum(self.counts[1:])
+        below, above, labels = self.counts
+        return below + above + labels
 
     def check(self, levels, num_classes, where):
         """Raises a ValueError if there were any."""
-        n, below, above, labels = ops.convert_to_numpy(self.counts).astype(int).tolist()
-        wrong = []
-        if below:
-            wrong.append(f"{below} with values below 0")
-        if above:
-            wrong.append(f"{above} with values above {levels - 1}")
-        if labels:
-            wrong.append(f"{labels} with labels that are not in 0..{num_classes - 1}")
+        kinds = [
+            "values below 0",
+            f"values above {levels - 1}",
+            f"labels that are not in 0..{(num_classes or 0) - 1}",
+        ]
+        counts = [int(ops.convert_to_numpy(count)) for count in self.counts]
+        pairs = zip(kinds, counts, strict=True)
+        wrong = [f"{kind} (batches: {n})" for kind, n in pairs if n]
         if wrong:
             raise ValueError(
                 f"{where}: expected integer images with values 0..{levels - 1}; got "
-                f"{' and '.join(wrong)} among the first {n}. Build the model with as "
+                f"{' and '.join(wrong)}. Build the model with as "
                 "many levels (and classes) as the data have, or map the images with "
                 "`kgen.data.quantize`."
             )

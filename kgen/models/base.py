@@ -120,21 +120,21 @@ class GenerativeModel(keras.Model):
         x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         labels = labels if self.num_classes is not None else None
         x, labels, flags = self._clip(x, labels)
-        self.out_of_range.update_state(ops.shape(x)[0], *flags)
+        self.out_of_range.update_state(*flags)
         return x, labels, sample_weight
 
-    def _clip(self, x, labels):
+    def _clip(self, x, labels, of_each=False):
         """Images and labels, int32, in their ranges, and the flags of
-        `OutOfRange.update_state`."""
+        `OutOfRange.update_state`, of the batch or `of_each` image."""
         check_images(x, self.image_shape, self.levels, values=False)
-        x, below, above = clip(x, self.levels)
+        x, below, above = clip(x, self.levels, (1, 2, 3) if of_each else None)
         if self.num_classes is None:
             return x, None, (below, above, None)
         check_labels(labels, self.num_classes, values=False)
-        labels, *outside = clip(labels, self.num_classes)
-        outside = [flag for flag in outside if flag is not None]
-        wrong = ops.any(ops.stack(outside), axis=0) if outside else None
-        return x, labels, (below, above, wrong)
+        axis = 1 if of_each else None
+        labels, low, high = clip(labels[:, None], self.num_classes, axis)
+        wrong = high if low is None else ops.logical_or(low, high)
+        return x, labels[:, 0], (below, above, wrong)
 
     def call_inputs(self, inputs):
         """What `call` is given, images or (images, labels), in their ranges: images,
@@ -144,7 +144,7 @@ class GenerativeModel(keras.Model):
         check_images(x, self.image_shape, self.levels)
         if self.num_classes is not None:
             check_labels(labels, self.num_classes)
-        x, labels, flags = self._clip(x, labels)
+        x, labels, flags = self._clip(x, labels, of_each=True)
         nan = ops.zeros((ops.shape(x)[0],))
         for flag in flags:
             nan = nan if flag is None else ops.where(flag, float("nan"), nan)
@@ -222,7 +222,8 @@ class GenerativeModel(keras.Model):
         """As Keras', but NaN from the first image with wrong values on."""
         results = super().get_metrics_result()
         wrong = results.pop(self.out_of_range.name)
-        return {k: ops.where(wrong > 0, float("nan"), v) for k, v in results.items()}
+        nan = ops.where(wrong > 0, float("nan"), 0.0)
+        return {k: v + nan for k, v in results.items()}
 
     def fit(
         self, x=None, y=None, *args, validation_data=None, callbacks=None, **kwargs
