@@ -28,7 +28,7 @@ from kgen import backend
 
 # Images of a batch up to which rows are drawn at once, on CPUs. Rounds go on until the
 # last image of a batch has its row; tests/benchmarks/bench_rows.py measures both ways.
-_LARGEST = {"tensorflow": 8, "jax": 4, "torch": 16}
+_LARGEST = {"tensorflow": 8, "jax": 2, "torch": 64}
 
 
 def sample_rows(model, network, x, u, known_rows, temperature=1.0, whole_rows=None):
