@@ -11,7 +11,7 @@ from zoo import ONE_PASS, cases, numpy, shared, tensor, tiny
 
 from kgen import backend, random
 from kgen.models.autoregressive import fill_naively
-from kgen.models.cached_sampler import sample_rows
+from kgen.models.cached_sampler import _Row, sample_rows
 
 KINDS = {  # variants of the networks, beside those of the zoo
     "gated-5x5": {"kernel_size": 5},
@@ -33,9 +33,9 @@ N = 8
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0, 1], "int32")
 
 
-def model_of(kind, shape=SHAPE, levels=LEVELS):
+def model_of(kind, shape=SHAPE, levels=LEVELS, **scale):
     name = next(n for n in reversed(ONE_PASS) if kind.startswith(n))
-    return shared(name, shape, levels, 2, **KINDS.get(kind, {}))
+    return shared(name, shape, levels, 2, **KINDS.get(kind, {}) | scale)
 
 
 GRAY, COLOR = (SHAPE, LEVELS), ((4, 3, 3), 4)
@@ -83,8 +83,9 @@ FURTHER = [*((kind, *GRAY) for kind in FURTHER), MIXTURE]
 
 @pytest.mark.parametrize("kind, shape, levels", cases(NAIVE, FURTHER), ids=str)
 def test_cached_samples_are_those_of_the_naive_sampler(kind, shape, levels, rng):
-    """By pixels and by rows, at a temperature, with labels, given rows or not."""
-    model = model_of(kind, shape, levels)
+    """By pixels and by rows, at a temperature, with labels, given rows or not. Weights
+    are large, for pixels that depend on one another."""
+    model = model_of(kind, shape, levels, scale=3.0)
     x = rng.integers(0, levels, (N, *shape)).astype("int32")
     u, T = model._uniforms(tensor(random.image_seeds(2, N), "int32")), 1.2
 
@@ -107,6 +108,27 @@ def test_cached_samples_are_those_of_the_naive_sampler(kind, shape, levels, rng)
         for sampler in samplers:
             np.testing.assert_array_equal(numpy(sampler(known)), expected)
         assert len(np.unique(drawn.reshape(N, -1), axis=0)) == N
+
+
+def test_rounds_go_on_to_the_fixed_point():
+    """Where each pixel is one more than its left neighbour: W rounds."""
+    W = 6
+
+    def step(left, above, x):
+        return ops.pad(x[:, :-1], [[0, 0], [1, 0], [0, 0]]) + 1.0, ([], [])
+
+    model = SimpleNamespace(
+        image_shape=(1, W, 1),
+        extra_columns=0,
+        channels_in_turn=True,
+        scale=lambda x: ops.cast(x, "float32"),
+        likelihood=SimpleNamespace(draw=lambda params, u, temperature: params),
+    )
+    network = SimpleNamespace(step=step, see=lambda left, above, x, after: after)
+    zeros = ops.zeros((2, W, 1), "int32")
+    row = _Row(model, network, 1.0, [], None)
+    drawn, _ = row.draw_at_once((), zeros, zeros, ops.zeros((2, W, 1)))
+    np.testing.assert_array_equal(numpy(drawn)[..., 0], [np.arange(1, W + 1)] * 2)
 
 
 @pytest.mark.skipif(
