@@ -15,6 +15,9 @@ sampler (kgen/models/cached_sampler.py) pixel by pixel, over a cache:
     y, cache = step(x, cache)      at the next pixel of the row, or all of them
     rows = end_row(cache)          what the next row needs
 
+(and Keras' `compute_output_shape`). A layer that sees the rows above alone, and columns
+on the right, takes a whole row at a time, by `step_row`.
+
 A cache is a dict of tensors, or nests of them: "weights", the same for all of an image;
 "rows", of the rows above; "above", of these for the pixels of the step; "left", of the
 pixels to the left, at first zeros; "seen", what `end_row` needs of the step's pixels.

@@ -61,7 +61,7 @@ class Autoregressive(GenerativeModel):
     # gain where a layer goes along the row from pixel to pixel.
     whole_rows = True
 
-    # Columns, zero in the image, that the network goes on to on the right
+    # Columns of zeros that the network sees on the right of the image
     extra_columns = 0
 
     config_names = ("likelihood",)

@@ -89,7 +89,9 @@ class GAN(GenerativeModel):
         model.fit(images, batch_size=128, epochs=20)
     """
 
-    headline = Headline("frechet_distance", "squared features", "lower", "distance")
+    headline = Headline(
+        "frechet_distance", "squared feature units", "lower", "distance"
+    )
 
     config_names = (
         "latent_dim", "architecture", "width", "prior", "gradient_penalty",
@@ -354,28 +356,19 @@ class GAN(GenerativeModel):
     def get_config(self):
         config = super().get_config() | serialize_networks(self, self._own_networks)
         serialize = keras.saving.serialize_keras_object
-        config["penalties"] = [serialize(p) for p in self.own_penalties]
+        config["penalties"] = serialize(self.own_penalties)
         if self.kind in losses.LOSSES.values():
             return config | {"loss": self.kind.name}
         return config | {"loss": serialize(self.kind)}
 
     @classmethod
     def from_config(cls, config):
-        own = ["generator", "discriminator"]
+        own = ["generator", "discriminator", "penalties"]
         own += ["loss"] if isinstance(config.get("loss"), dict) else []
-        penalties = map(_made, config.get("penalties", ()))
-        config = config | {"penalties": list(penalties)}
         return cls(**deserialize_networks(config, *own))
 
 
 # Arguments
-
-
-def _made(config):
-    """An object of its configuration, or itself."""
-    if not isinstance(config, dict):
-        return config
-    return keras.saving.deserialize_keras_object(config)
 
 
 def check_settings(model, generator, discriminator):
